@@ -1,0 +1,246 @@
+"""A trial is its configuration: frozen dataclasses, and the hash that names a trial.
+
+Every field here can change the numbers of a training; nothing else is here (no path, no GPU count, no worker count). The device is not a
+field either: the same trial on another GPU is the same trial, and the record says where it ran.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar, cast
+
+C = TypeVar("C", bound="DataclassConfig")
+TEACHER_REGIMES = ("joint", "frozen")
+
+
+class DataclassConfig:
+    """What all configurations share: a JSON form that reads back to an equal object."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON-ready values (tuples become lists)."""
+        return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(cast(Any, self)))))
+
+    @classmethod
+    def from_dict(cls: type[C], values: dict[str, Any]) -> C:
+        """Return the configuration that `to_dict` wrote.
+
+        Raises:
+            ValueError: a field is unknown, missing or of another kind.
+        """
+        hints = typing.get_type_hints(cls)
+        unknown = sorted(set(values) - set(hints))
+        if unknown:
+            raise ValueError(f"{cls.__name__}: unknown field {unknown[0]!r}; known: {', '.join(sorted(hints))}")
+        try:
+            return cls(**{name: _restore(hints[name], value) for name, value in values.items()})
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    """Turn a JSON value into what the annotation `hint` asks for: nested configurations and tuples."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if isinstance(hint, type) and issubclass(hint, DataclassConfig):
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a table for {hint.__name__}, got {value!r}")
+        return hint.from_dict(value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        item_hints = typing.get_args(hint)
+        if len(item_hints) == 2 and item_hints[1] is Ellipsis:
+            return tuple(_restore(item_hints[0], item) for item in value)
+        return tuple(_restore(item_hint, item) for item_hint, item in zip(item_hints, value, strict=True))
+    return value
+
+
+def _require(condition: bool, name: str, value: object, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}; accepted: {accepted}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(DataclassConfig):
+    """Which images a trial sees.
+
+    `train_subset` keeps that many training images, stratified (None: all); `few_shot_ratio` then applies the authors' split rule (Table 5);
+    `validation_fraction` of what is left is held out, stratified, for selection (0: none). `image_size` is the side in pixels after
+    resizing (None: as stored).
+    """
+
+    dataset: str
+    image_size: int | None = None
+    train_subset: int | None = None
+    few_shot_ratio: float = 1.0
+    validation_fraction: float = 0.0
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.image_size is None or self.image_size >= 8, "image_size", self.image_size, "8 or more pixels")
+        _require(self.train_subset is None or self.train_subset > 0, "train_subset", self.train_subset, "a positive number of images")
+        _require(0 < self.few_shot_ratio <= 1, "few_shot_ratio", self.few_shot_ratio, "above 0, at most 1")
+        _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "0 or more, below 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig(DataclassConfig):
+    """SGD and its step schedule; the defaults are the authors' CIFAR-100 protocol.
+
+    `epochs` 0 is for trials whose weights are imported. The learning rate is multiplied by `gamma` when the 0-based epoch reaches each of
+    `milestones`; `batch_size` counts images before rotation.
+    """
+
+    epochs: int = 240
+    batch_size: int = 64
+    learning_rate: float = 0.05
+    milestones: tuple[int, ...] = (150, 180, 210)
+    gamma: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    warmup_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more images")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        _require(list(self.milestones) == sorted(self.milestones), "milestones", self.milestones, "rising epochs")
+        _require(self.warmup_epochs >= 0, "warmup_epochs", self.warmup_epochs, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig(DataclassConfig):
+    """Named, weighted loss terms and what they share.
+
+    `terms` are (name, weight) in the order they are reported; `branch_weights` (None: all 1) has one weight per distilled auxiliary
+    classifier, in the order of `TrialConfig.taps`, and multiplies the branch sums of `ce_q` and `kl_q`.
+    """
+
+    terms: tuple[tuple[str, float], ...] = (("task", 1.0),)
+    temperature: float = 3.0
+    branch_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.terms]
+        _require(len(names) > 0 and len(set(names)) == len(names), "terms", names, "one or more different names")
+        _require(all(weight >= 0 for _, weight in self.terms), "terms", self.terms, "weights of 0 or more")
+        _require(self.temperature > 0, "temperature", self.temperature, "above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumericsConfig(DataclassConfig):
+    """How the arithmetic is done: every switch that may change the last digits.
+
+    `teacher_predictions` "bank" keeps the teacher's answers in `bank_dtype` ("live" asks it anew each step). `channels_last` None takes
+    the measured choice of the network's family. `initialization` "authors" reproduces their initial weights family by family.
+    """
+
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    teacher_predictions: Literal["live", "bank"] = "live"
+    bank_dtype: Literal["float16", "float32"] = "float16"
+    channels_last: bool | None = None
+    compile: bool = False
+    tf32: bool = False
+    deterministic: bool = False
+    initialization: Literal["he", "authors"] = "he"
+
+    def __post_init__(self) -> None:
+        _require(self.precision in ("float32", "bfloat16", "float64"), "precision", self.precision, "float32, bfloat16, float64")
+        _require(self.teacher_predictions in ("live", "bank"), "teacher_predictions", self.teacher_predictions, "live, bank")
+        _require(self.bank_dtype in ("float16", "float32"), "bank_dtype", self.bank_dtype, "float16, float32")
+        _require(self.initialization in ("he", "authors"), "initialization", self.initialization, "he, authors")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialConfig(DataclassConfig):
+    """One training: a baseline, a backbone, a teacher or a student; they differ only in `objective`, `taps`, `teacher` and `backbone`.
+
+    `taps` are the 1-based stages that have an auxiliary classifier c_l (None: all of the network's, (): none). `teacher` is the trial whose
+    final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher regime).
+    `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is.
+    """
+
+    network: str
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    numerics: NumericsConfig = field(default_factory=NumericsConfig)
+    taps: tuple[int, ...] | None = None
+    num_rotations: int = 4
+    seed: int = 0
+    teacher: "TrialConfig | None" = None
+    backbone: "TrialConfig | None" = None
+    imported_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(
+            self.taps is None or (list(self.taps) == sorted(set(self.taps)) and all(tap >= 1 for tap in self.taps)),
+            "taps",
+            self.taps,
+            "rising stage numbers from 1",
+        )
+        _require(
+            (self.optim.epochs == 0) == (self.imported_sha256 is not None),
+            "epochs",
+            self.optim.epochs,
+            "1 or more, and 0 for imported weights only",
+        )
+
+    @property
+    def role(self) -> Literal["baseline", "teacher", "student"]:
+        """What the trial is for: `teacher` has labels on rotated images, `student` distils, `baseline` is the plain task."""
+        if self.teacher is not None:
+            return "student"
+        return "teacher" if self.backbone is not None or any(name == "ce_q" for name, _ in self.objective.terms) else "baseline"
+
+    @property
+    def teacher_regime(self) -> Literal["joint", "frozen", "plain", ""]:
+        """How this trial (a teacher) or its teacher (a student) was trained; "plain" is a backbone without auxiliary classifiers."""
+        subject = self.teacher if self.teacher is not None else self
+        if subject.role == "teacher":
+            return "joint" if subject.backbone is None else "frozen"
+        return "plain" if self.teacher is not None else ""
+
+    @property
+    def trial_id(self) -> str:
+        """16 hex digits: the hash of every field that is not at its default, so that a new, neutral field renames nothing."""
+        text = json.dumps(_without_defaults(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def requirements(self) -> tuple["TrialConfig", ...]:
+        """Return the trials whose final weights this one reads, directly."""
+        return tuple(trial for trial in (self.teacher, self.backbone) if trial is not None)
+
+    def to_json(self) -> str:
+        """Return the resolved configuration as one line of JSON, every field present."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the configuration that `to_json` wrote; raises ValueError on anything else."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"TrialConfig: expected a table, got {values!r}")
+        return cls.from_dict(values)
+
+
+def _without_defaults(config: Any) -> Any:
+    if dataclasses.is_dataclass(config):
+        kept: dict[str, Any] = {}
+        for item in dataclasses.fields(config):
+            value = getattr(config, item.name)
+            default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            if value != default:
+                kept[item.name] = _without_defaults(value)
+        return kept
+    if isinstance(config, tuple):
+        return [_without_defaults(item) for item in config]
+    return config

@@ -1,0 +1,294 @@
+"""What a trial leaves behind: one Parquet row per trial, one Parquet file of epochs per trial; this module imports no torch.
+
+The worker that ran a trial writes its two files once, at the trial's end (temporary file, then rename); the driver writes failures only.
+"""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hsakd.config import TrialConfig
+
+SCHEMA_VERSION = 1
+STATUSES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
+
+
+def _column(unit: str, default: Any = dataclasses.MISSING) -> Any:
+    """A record field whose Parquet column carries `unit` as metadata."""
+    if default is dataclasses.MISSING:
+        return field(metadata={"unit": unit})
+    return field(default=default, metadata={"unit": unit})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochMetrics:
+    """One epoch of one trial. Accuracies are per cent (0-100); losses are means over the epoch's steps, before weighting."""
+
+    trial_id: str = _column("id")
+    epoch: int = _column("0-based epoch")
+    attempt: int = _column("1-based attempt", 1)
+    learning_rate: float = _column("per step")
+    loss: float = _column("nats, weighted total")
+    loss_terms: dict[str, float] = _column("nats, unweighted")
+    top1_test: float | None = _column("per cent", None)
+    top5_test: float | None = _column("per cent", None)
+    top1_val: float | None = _column("per cent", None)
+    train_seconds: float = _column("seconds", 0.0)
+    eval_seconds: float = _column("seconds", 0.0)
+    bank_hits: int = _column("images", 0)
+    bank_misses: int = _column("images", 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One trial: what it was, what came out, how it was obtained. Accuracies are per cent (0-100), None where not measured.
+
+    `status` is one of `STATUSES`; `top1_best_test` is the paper's selection (best test epoch), `top1_at_best_val` the test accuracy at the
+    epoch that validation selects, `top1_last` the last epoch's.
+    """
+
+    trial_id: str = _column("id")
+    status: str = _column("one of complete, pruned, diverged, out_of_memory, failed")
+    error: str = _column("text", "")
+    attempts: int = _column("count", 1)
+    role: str = _column("baseline, teacher or student")
+    network: str = _column("name")
+    dataset: str = _column("name")
+    seed: int = _column("seed")
+    terms: str = _column("names joined by +", "")
+    teacher_network: str = _column("name", "")
+    teacher_regime: str = _column("joint, frozen, plain or empty", "")
+    teacher_trial_id: str = _column("id", "")
+    num_epochs: int = _column("planned epochs")
+    epochs_done: int = _column("epochs", 0)
+    top1_last: float | None = _column("per cent", None)
+    top5_last: float | None = _column("per cent", None)
+    top1_best_test: float | None = _column("per cent", None)
+    best_test_epoch: int | None = _column("0-based epoch", None)
+    top1_val_last: float | None = _column("per cent", None)
+    top1_val: float | None = _column("per cent, best validation epoch", None)
+    best_val_epoch: int | None = _column("0-based epoch", None)
+    top1_at_best_val: float | None = _column("per cent", None)
+    branch_top1_joint: list[float] = field(default_factory=list, metadata={"unit": "per cent, joint label, all rotations, per branch"})
+    branch_top1_class: list[float] = field(default_factory=list, metadata={"unit": "per cent, class marginal, all rotations, per branch"})
+    diverged_step: int | None = _column("0-based step", None)
+    num_train_images: int = _column("images", 0)
+    parameters: int = _column("count, backbone", 0)
+    multi_adds: int = _column("per unrotated image, backbone", 0)
+    train_seconds: float = _column("seconds", 0.0)
+    total_seconds: float = _column("seconds, all attempts", 0.0)
+    peak_memory_bytes: int = _column("bytes", 0)
+    predictions_source: str = _column("none, live or bank", "none")
+    predictions_fallback: str = _column("why a bank was not used", "")
+    bank_hits: int = _column("images", 0)
+    bank_misses: int = _column("images", 0)
+    weights_sha256: str = _column("sha256 of the final weights file", "")
+    teacher_weights_sha256: str = _column("sha256 of the teacher's weights file", "")
+    device: str = _column("torch device type", "")
+    device_name: str = _column("name", "")
+    num_threads: int = _column("CPU threads", 0)
+    versions: dict[str, str] = field(default_factory=dict, metadata={"unit": "package versions"})
+    git_commit: str = _column("commit, + where modified", "")
+    started_at: str = _column("UTC, ISO 8601", "")
+    finished_at: str = _column("UTC, ISO 8601", "")
+    config_json: str = _column("JSON of TrialConfig")
+    schema_version: int = _column("version", SCHEMA_VERSION)
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}; accepted: {', '.join(STATUSES)}")
+
+    @property
+    def config(self) -> TrialConfig:
+        """The trial's configuration."""
+        return TrialConfig.from_json(self.config_json)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanEntry:
+    """Why a trial is in a result folder: one line of the work-list. A trial may serve several lines (KD's and HSAKD's backbone).
+
+    `purpose`: "backbone" and "teacher" are trained for others, "report" rows are the table's, "search" and "confirm" ran on train minus
+    validation to choose the setting of HSAKD-tuned. `study` names the Optuna study, `study_number` its trial, for search and confirm rows.
+    """
+
+    trial_id: str = _column("id")
+    purpose: str = _column("backbone, teacher, report, search or confirm")
+    method: str = _column("table row")
+    teacher: str = _column("network of the pair")
+    student: str = _column("network of the pair")
+    seed: int = _column("student seed", 0)
+    teacher_seed: int = _column("teacher seed", 0)
+    study: str = _column("study name", "")
+    study_number: int | None = _column("Optuna trial number", None)
+    config_json: str = _column("JSON of TrialConfig, empty until known", "")
+    schema_version: int = _column("version", SCHEMA_VERSION)
+
+
+Row = EpochMetrics | TrialRecord | PlanEntry
+
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    if hint in _ARROW:
+        return _ARROW[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        return pa.list_(_arrow_type(arguments[0]))
+    if origin is dict:
+        return pa.map_(_arrow_type(arguments[0]), _arrow_type(arguments[1]))
+    return _arrow_type(next(option for option in arguments if option is not type(None)))
+
+
+def schema_of(record: type[Row]) -> pa.Schema:
+    """Return the Parquet schema of a record class: a column per field, its unit in the field's metadata."""
+    hints = typing.get_type_hints(record)
+    columns = [
+        pa.field(item.name, _arrow_type(hints[item.name]), metadata={"unit": item.metadata["unit"]}) for item in dataclasses.fields(record)
+    ]
+    return pa.schema(columns, metadata={"schema_version": str(SCHEMA_VERSION), "record": record.__name__})
+
+
+TRIAL_SCHEMA = schema_of(TrialRecord)
+EPOCH_SCHEMA = schema_of(EpochMetrics)
+PLAN_SCHEMA = schema_of(PlanEntry)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in `path`'s folder that becomes `path` atomically when the block ends, and vanishes if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Sequence[Row], record: type[Row]) -> None:
+    """Write `rows` (all of class `record`) as one Parquet file, atomically."""
+    values = [{item.name: getattr(row, item.name) for item in dataclasses.fields(row)} for row in rows]
+    table = pa.Table.from_pylist(
+        [{name: list(value.items()) if isinstance(value, dict) else value for name, value in row.items()} for row in values],
+        schema=schema_of(record),
+    )
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_rows(path: Path, record: type[Any]) -> list[Any]:
+    """Read the rows of a file that `write_rows` wrote; absent columns take their defaults.
+
+    Raises:
+        ValueError: the file is not Parquet, is cut, or has an unknown schema version.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path.name} is not a readable Parquet file: {error}") from error
+    names = {item.name for item in dataclasses.fields(record)}
+    rows = []
+    for values in table.to_pylist():
+        version = values.get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path.name} has schema_version {version}; accepted: {SCHEMA_VERSION}")
+        known = {name: dict(value) if name in ("loss_terms", "versions") else value for name, value in values.items() if name in names}
+        try:
+            rows.append(record(**known))
+        except TypeError as error:
+            raise ValueError(f"{path.name} is not a {record.__name__} file: {error}") from error
+    return rows
+
+
+class ResultStore:
+    """A result folder: `trials/`, `epochs/`, `checkpoints/`, `plan.parquet`, `studies.journal`. One writer a file.
+
+    A file that can't be read is moved to `set_aside/` by `read_trial`, so that its trial is done again; nothing is ever deleted.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def trial_path(self, trial_id: str) -> Path:
+        return self.root / "trials" / f"{trial_id}.parquet"
+
+    def epochs_path(self, trial_id: str) -> Path:
+        return self.root / "epochs" / f"{trial_id}.parquet"
+
+    def checkpoint_dir(self, trial_id: str) -> Path:
+        """The trial's own folder: `resume.pt` while it trains, `weights.safetensors` once it has ended."""
+        return self.root / "checkpoints" / trial_id
+
+    def weights_path(self, trial_id: str) -> Path:
+        return self.checkpoint_dir(trial_id) / "weights.safetensors"
+
+    @property
+    def plan_path(self) -> Path:
+        return self.root / "plan.parquet"
+
+    @property
+    def journal_path(self) -> Path:
+        return self.root / "studies.journal"
+
+    def write_trial(self, record: TrialRecord, epochs: Sequence[EpochMetrics]) -> None:
+        """Write a trial's epochs, then its row: a row that exists has its epochs."""
+        write_rows(self.epochs_path(record.trial_id), epochs, EpochMetrics)
+        write_rows(self.trial_path(record.trial_id), [record], TrialRecord)
+
+    def read_trial(self, trial_id: str) -> TrialRecord | None:
+        """Return a trial's record, or None where there is none; an unreadable file is set aside and counts as none."""
+        path = self.trial_path(trial_id)
+        if not path.exists():
+            return None
+        try:
+            record: TrialRecord = read_rows(path, TrialRecord)[0]
+        except (ValueError, IndexError):
+            self.set_aside(path)
+            return None
+        return record
+
+    def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
+        """Return a trial's epochs, or an empty list where there is no readable file."""
+        path = self.epochs_path(trial_id)
+        try:
+            return read_rows(path, EpochMetrics) if path.exists() else []
+        except ValueError:
+            self.set_aside(path)
+            return []
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a broken file to `set_aside/` under a free name and return where it went."""
+        folder = self.root / "set_aside"
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 0
+        while (target := folder / f"{path.parent.name}-{path.name}.{number}").exists():
+            number += 1
+        path.replace(target)
+        return target
+
+    def trial_ids(self) -> list[str]:
+        """Return the ids of all trials that have a row, sorted."""
+        return sorted(path.stem for path in (self.root / "trials").glob("*.parquet"))
+
+    def write_plan(self, entries: Sequence[PlanEntry]) -> None:
+        write_rows(self.plan_path, entries, PlanEntry)
+
+    def read_plan(self) -> list[PlanEntry]:
+        """Return the work-list of the last command on this folder (empty where there is none); raises ValueError if unreadable."""
+        return read_rows(self.plan_path, PlanEntry) if self.plan_path.exists() else []

@@ -1,0 +1,262 @@
+"""Data sets as uint8 tensors: name -> images, labels, normalization, classes, view space.
+
+Adding one: a function decorated with `@dataset(...)` that returns raw training and test arrays.
+"""
+
+import gzip
+import hashlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hsakd.config import DataConfig
+from hsakd.data.splits import Indices, few_shot_subset, stratified_split, stratified_subset
+from hsakd.data.views import ViewSpace
+from hsakd.registry import Registry
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+DIGITS_TEST_IMAGES = 360  # a fifth of the 1,797, stratified with a fixed seed
+
+
+class DataMissing(ValueError):
+    """A data set's files are not where they were looked for; the message says what, where and how to get them."""
+
+
+class RawImages(NamedTuple):
+    """A data set as stored: uint8 images [n, C, H, W] and int64 labels [n]."""
+
+    train_images: NDArray[np.uint8]
+    train_labels: Indices
+    test_images: NDArray[np.uint8]
+    test_labels: Indices
+
+
+Reader = Callable[[Path | None, bool], RawImages]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetEntry:
+    """How to read a data set, and what is known of it: mean and std per channel (0..1), its augmentation, its class count and side."""
+
+    read: Reader
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    views: ViewSpace
+    num_classes: int
+    image_size: int  # pixels, as stored
+
+
+DATASETS: Registry[DatasetEntry] = Registry("dataset")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """The images of one trial; tensors are uint8 [n, C, H, W] and int64 [n]. The validation part may be empty.
+
+    `fingerprint` is the sha256 of the training images and labels in order: what a stream or a prediction bank is indexed by.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    val_images: Tensor
+    val_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    views: ViewSpace
+    fingerprint: str
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        return self.train_images.shape[-1]
+
+    def to(self, device: torch.device) -> "Dataset":
+        """Return the same data with every tensor on `device`."""
+        names = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def dataset(
+    name: str,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    padding: int,
+    has_flip: bool,
+    num_classes: int,
+    image_size: int,
+) -> Callable[[Reader], Reader]:
+    """Return a decorator that registers a reader under `name`."""
+
+    def file_reader(read: Reader) -> Reader:
+        entry = DatasetEntry(
+            read=read, mean=mean, std=std, views=ViewSpace(padding, has_flip), num_classes=num_classes, image_size=image_size
+        )
+        DATASETS.register(name)(entry)
+        return read
+
+    return file_reader
+
+
+@dataset("digits", mean=(0.3053,), std=(0.3760,), padding=1, has_flip=False, num_classes=10, image_size=8)
+def read_digits(data_dir: Path | None, download: bool) -> RawImages:
+    """scikit-learn's 1,797 real 8x8 handwritten digits (0..16 scaled to 0..255); embedded, so both arguments are unused."""
+    del data_dir, download
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    labels = labels.astype(np.int64)
+    train, test = stratified_split(labels, second_size=DIGITS_TEST_IMAGES, seed=0)
+    return RawImages(pixels[train], labels[train], pixels[test], labels[test])
+
+
+@dataset("fashion_mnist", mean=(0.2860,), std=(0.3530,), padding=2, has_flip=True, num_classes=10, image_size=28)
+def read_fashion_mnist(data_dir: Path | None, download: bool) -> RawImages:
+    """Zalando's 70,000 28x28 articles (arXiv 1708.07747), from torchvision's layout or Debian's `dataset-fashion-mnist`."""
+    folders = [DEBIAN_FASHION_MNIST] if data_dir is None else [data_dir / "FashionMNIST" / "raw", data_dir, DEBIAN_FASHION_MNIST]
+    stems = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+    found = _find_together(folders, stems)
+    if found is None and download and data_dir is not None:
+        from torchvision.datasets import FashionMNIST
+
+        FashionMNIST(str(data_dir), download=True)
+        found = _find_together(folders, stems)
+    if found is None:
+        raise DataMissing(
+            f"fashion_mnist: {stems[0]}(.gz) and its three companions are not in {' or '.join(map(str, folders))}; "
+            "install Debian's package dataset-fashion-mnist, or pass --data-dir DIR --download"
+        )
+    arrays = [_read_idx(path) for path in found]
+    return RawImages(arrays[0][:, None], arrays[1].astype(np.int64), arrays[2][:, None], arrays[3].astype(np.int64))
+
+
+def _find_together(folders: list[Path], stems: tuple[str, ...]) -> list[Path] | None:
+    for folder in folders:
+        paths = [next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None) for stem in stems]
+        found = [path for path in paths if path is not None]
+        if len(found) == len(stems):
+            return found
+    return None
+
+
+def _read_idx(path: Path) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes, compressed or not; raises ValueError on anything else."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        content = file.read()
+    zeros, kind, num_axes = struct.unpack_from(">HBB", content)
+    if zeros != 0 or kind != 8:
+        raise ValueError(f"{path} is not an IDX file of bytes")
+    shape = struct.unpack_from(f">{num_axes}I", content, 4)
+    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * num_axes).reshape(shape)
+
+
+def _read_cifar(kind: str, data_dir: Path | None, download: bool) -> RawImages:
+    from torchvision import datasets as torchvision_datasets
+
+    if data_dir is None:
+        raise DataMissing(f"{kind.lower()}: no folder to look in; pass --data-dir DIR, with --download to fetch it there")
+    reader = getattr(torchvision_datasets, kind)
+    try:
+        train, test = (reader(str(data_dir), train=part, download=download) for part in (True, False))
+    except RuntimeError as error:
+        raise DataMissing(
+            f"{kind.lower()}: torchvision's files are not in {data_dir}; pass --download to fetch them there, or another --data-dir"
+        ) from error
+    return RawImages(
+        train.data.transpose(0, 3, 1, 2),
+        np.asarray(train.targets, dtype=np.int64),
+        test.data.transpose(0, 3, 1, 2),
+        np.asarray(test.targets, dtype=np.int64),
+    )
+
+
+@dataset(
+    "cifar10",
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    padding=4,
+    has_flip=True,
+    num_classes=10,
+    image_size=32,
+)
+def read_cifar10(data_dir: Path | None, download: bool) -> RawImages:
+    """CIFAR-10 in torchvision's layout."""
+    return _read_cifar("CIFAR10", data_dir, download)
+
+
+@dataset(
+    "cifar100",
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+    padding=4,
+    has_flip=True,
+    num_classes=100,
+    image_size=32,
+)
+def read_cifar100(data_dir: Path | None, download: bool) -> RawImages:
+    """CIFAR-100 in torchvision's layout; mean and std are the authors'."""
+    return _read_cifar("CIFAR100", data_dir, download)
+
+
+@lru_cache(maxsize=2)
+def _read_raw(name: str, data_dir: Path | None, download: bool) -> RawImages:
+    return DATASETS[name].read(data_dir, download)
+
+
+def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False) -> Dataset:
+    """Read, resize and split a data set: subset, then few-shot, then validation, each stratified.
+
+    Raises:
+        KeyError: an unknown data set (the message lists the known ones).
+        DataMissing: its files are not there.
+        ValueError: a split asks for more images than there are.
+    """
+    entry = DATASETS[config.dataset]
+    raw = _read_raw(config.dataset, data_dir, download)
+    labels = raw.train_labels
+    kept = (
+        np.arange(len(labels), dtype=np.int64)
+        if config.train_subset is None
+        else stratified_subset(labels, config.train_subset, seed=config.split_seed)
+    )
+    kept = kept[few_shot_subset(labels[kept], config.few_shot_ratio)]
+    held_out = kept[:0]
+    if config.validation_fraction > 0:
+        first, second = stratified_split(labels[kept], second_size=config.validation_fraction, seed=config.split_seed)
+        kept, held_out = kept[np.sort(first)], kept[np.sort(second)]
+    train_images, train_labels = _tensor(raw.train_images[kept], config.image_size), torch.from_numpy(labels[kept])
+    return Dataset(
+        train_images=train_images,
+        train_labels=train_labels,
+        val_images=_tensor(raw.train_images[held_out], config.image_size),
+        val_labels=torch.from_numpy(labels[held_out]),
+        test_images=_tensor(raw.test_images, config.image_size),
+        test_labels=torch.from_numpy(raw.test_labels),
+        num_classes=entry.num_classes,
+        mean=entry.mean,
+        std=entry.std,
+        views=entry.views,
+        fingerprint=hashlib.sha256(train_images.numpy().tobytes() + train_labels.numpy().tobytes()).hexdigest(),
+    )
+
+
+def _tensor(images: NDArray[np.uint8], image_size: int | None) -> Tensor:
+    """Return a uint8 tensor, resized (bilinear, antialiased) where `image_size` differs."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    if image_size is None or image_size == tensor.shape[-1] or len(tensor) == 0:
+        return tensor
+    resized = torch.nn.functional.interpolate(tensor.float(), size=(image_size, image_size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)

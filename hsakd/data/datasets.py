@@ -255,7 +255,7 @@ def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
 
 def _tensor(images: NDArray[np.uint8], image_size: int | None) -> Tensor:
     """Return a uint8 tensor, resized (bilinear, antialiased) where `image_size` differs."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images))
+    tensor = torch.from_numpy(np.array(images))  # a copy: what was read may be read-only
     if image_size is None or image_size == tensor.shape[-1] or len(tensor) == 0:
         return tensor
     resized = torch.nn.functional.interpolate(tensor.float(), size=(image_size, image_size), mode="bilinear", antialias=True)

@@ -1,6 +1,7 @@
 """The finite view space of crop-and-flip augmentation, and the rotations t_j; batched, on the images' own device."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -69,11 +70,17 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], d
 
     `mean` and `std` are of the 0..1 range, one per channel.
     """
-    shape = (1, len(mean), 1, 1)
-    scale = torch.tensor([1 / (255 * value) for value in std], dtype=dtype, device=images.device).view(shape)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=images.device).view(shape)
+    scale, shift = _affine(mean, std, dtype, images.device)
     values = images.to(dtype) * scale - shift
     return values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
+
+
+@lru_cache(maxsize=16)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return scale and shift [1, C, 1, 1], made once per device, since making them copies from the host."""
+    shape = (1, len(mean), 1, 1)
+    scale = torch.tensor([1 / (255 * value) for value in std], dtype=dtype, device=device).view(shape)
+    return scale, torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=device).view(shape)
 
 
 def rotate_rows(images: Tensor, num_rotations: int) -> Tensor:

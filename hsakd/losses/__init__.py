@@ -85,5 +85,8 @@ def teacher_loss(output: NetworkOutput, labels: Tensor, *, regime: Literal["join
 def _by_image(output: NetworkOutput, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Unfold the rows [B*M, ...] into [B, M, ...]."""
     num_images = len(labels)
-    unfold = (num_images, -1)
-    return output.logits.unflatten(0, unfold), tuple(branch.unflatten(0, unfold) for branch in output.joint_logits)
+
+    def unfold(rows: Tensor) -> Tensor:
+        return rows.reshape(num_images, -1, rows.shape[-1])
+
+    return unfold(output.logits), tuple(unfold(branch) for branch in output.joint_logits)

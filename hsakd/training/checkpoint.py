@@ -1,0 +1,39 @@
+"""The resume file of a running trial: atomic to write, checked when read, nothing in it is executed."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hsakd.records import replacing
+
+RESUME_FILE = "resume.pt"
+
+
+class CheckpointCorrupt(ValueError):
+    """A resume file is cut, foreign or of another trial."""
+
+
+def save_resume(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, lists and dicts only) as the folder's resume file, atomically."""
+    with replacing(folder / RESUME_FILE) as temporary:
+        torch.save(state, temporary)
+
+
+def load_resume(folder: Path, trial_id: str, device: torch.device) -> dict[str, Any] | None:
+    """Return the state that `save_resume` wrote for this trial, or None where there is none.
+
+    Raises:
+        CheckpointCorrupt: the file can't be read as weights, or names another trial.
+    """
+    path = folder / RESUME_FILE
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointCorrupt(f"{path.name} of trial {trial_id} can't be read: {error}") from error
+    if not isinstance(state, dict) or state.get("trial_id") != trial_id:
+        raise CheckpointCorrupt(f"{path.name} of trial {trial_id} belongs to another trial")
+    return state

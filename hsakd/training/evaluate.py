@@ -1,0 +1,78 @@
+"""Accuracy of a trained network: one evaluate for every trial."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hsakd.data.views import normalize, rotate_rows
+from hsakd.models import HierarchicalNet
+
+Preparation = Callable[[Tensor], Tensor]
+
+
+class Accuracy(NamedTuple):
+    """Per cent (0-100). `top5` is None with fewer than 6 classes.
+
+    The branch values are over all M rotations: `branch_top1_joint` of the joint label k, `branch_top1_class` of the class marginal
+    (the M joint logits of a class summed, as the authors report it); empty unless asked for.
+    """
+
+    top1: float
+    top5: float | None
+    branch_top1_joint: list[float]
+    branch_top1_class: list[float]
+
+
+@torch.inference_mode()
+def evaluate(
+    network: HierarchicalNet,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    with_branches: bool = False,
+    batch_size: int = 500,
+) -> Accuracy:
+    """Evaluate in eval mode on uint8 `images` [n, C, H, W] with `labels` [n]; the network's mode is restored.
+
+    The backbone sees unrotated images only, unless `with_branches` asks for the auxiliary classifiers' rotated accuracies too.
+    Images without labels (n = 0) raise ValueError.
+    """
+    if len(labels) == 0:
+        raise ValueError("evaluate: no images")
+    was_training = network.training
+    network.eval()
+    parameter = next(network.parameters())
+    num_rotations, num_classes = network.num_rotations, network.num_classes
+    branches = network.taps if with_branches else ()
+    correct1 = torch.zeros((), dtype=torch.int64, device=labels.device)
+    correct5 = torch.zeros_like(correct1)
+    joint_correct = torch.zeros(len(branches), dtype=torch.int64, device=labels.device)
+    class_correct = torch.zeros_like(joint_correct)
+    for batch_images, batch_labels in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        rows = normalize(batch_images, mean, std, parameter.dtype)
+        if branches:
+            rows = rotate_rows(rows, num_rotations)
+        output = network(rows, branches=branches)
+        logits = output.logits[::num_rotations] if branches else output.logits
+        ranked = logits.topk(min(5, num_classes), dim=1).indices == batch_labels[:, None]
+        correct1 += ranked[:, 0].sum()
+        correct5 += ranked.sum()
+        if branches:
+            rotated_labels = batch_labels.repeat_interleave(num_rotations)
+            turns = torch.arange(num_rotations, device=labels.device).repeat(len(batch_labels))
+            for index, joint in enumerate(output.joint_logits):
+                joint_correct[index] += (joint.argmax(dim=1) == rotated_labels * num_rotations + turns).sum()
+                class_logits = joint.view(-1, num_classes, num_rotations).sum(dim=2)
+                class_correct[index] += (class_logits.argmax(dim=1) == rotated_labels).sum()
+    network.train(was_training)
+    scale = 100.0 / len(labels)
+    return Accuracy(
+        top1=correct1.item() * scale,
+        top5=correct5.item() * scale if num_classes > 5 else None,
+        branch_top1_joint=[value * scale / num_rotations for value in joint_correct.tolist()],
+        branch_top1_class=[value * scale / num_rotations for value in class_correct.tolist()],
+    )

@@ -1,0 +1,262 @@
+"""`fit`: the only epoch and step loop. Baselines, teachers, students, ablations and comparators differ in their objective only."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hsakd.config import NumericsConfig, OptimConfig, TrialConfig
+from hsakd.data.datasets import Dataset
+from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
+from hsakd.losses.objective import Objective, Step
+from hsakd.models import HierarchicalNet
+from hsakd.records import EpochMetrics
+from hsakd.training.checkpoint import load_resume, save_resume
+from hsakd.training.evaluate import Accuracy, evaluate
+from hsakd.training.predictions import TeacherPredictions
+
+
+class TrialInterrupted(Exception):
+    """A stop was asked for; the trial's checkpoint is written and the same call goes on from there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """The epochs of a training and the last one's accuracy with its branches.
+
+    A training whose loss became NaN or infinite ends there: `diverged_step` is the 0-based step of the whole training, `accuracy` None.
+    """
+
+    epochs: list[EpochMetrics]
+    accuracy: Accuracy | None
+    diverged_step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopHooks:
+    """What the outside may ask of the loop: where to checkpoint and how often, whom to tell, when to stop."""
+
+    checkpoint_dir: Path | None = None
+    checkpoint_seconds: float = 600.0
+    on_epoch: Callable[[EpochMetrics], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+    on_resume: Callable[[int], None] | None = None
+    attempt: int = 1
+
+
+def learning_rate_at(optim: OptimConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """Return the step's learning rate: linear warm-up from 1/iterations, then gamma at each milestone counted from its end."""
+    warmup_steps = optim.warmup_epochs * steps_per_epoch
+    step_index = epoch * steps_per_epoch + step
+    if step_index < warmup_steps:
+        return optim.learning_rate * (step_index + 1) / warmup_steps
+    passed = sum(epoch - optim.warmup_epochs >= milestone for milestone in optim.milestones)
+    return float(optim.learning_rate * optim.gamma**passed)
+
+
+def epoch_stream(dataset: Dataset, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Return the epoch's image order and view ids, [n] each, on the CPU; they depend on the data, the split and the seed only."""
+    digest = hashlib.sha256(f"{dataset.fingerprint}/{seed}/{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    num_images = len(dataset.train_labels)
+    order = torch.randperm(num_images, generator=generator)
+    return order, torch.randint(dataset.views.num_views, (num_images,), generator=generator)
+
+
+def gather_batch(dataset: Dataset, indices: Tensor, views: Tensor, *, dtype: torch.dtype) -> Batch:
+    """Return the batch of training images `indices` in `views` (both on the CPU, [B]), augmented on the data set's device."""
+    chosen = indices.to(dataset.train_images.device, non_blocking=True)
+    augmented = apply_views(dataset.train_images[chosen], views, dataset.views)
+    images = normalize(augmented, dataset.mean, dataset.std, dtype)
+    return Batch(indices=indices, views=views, images=images, labels=dataset.train_labels[chosen])
+
+
+def compute_loss(
+    network: HierarchicalNet, objective: Objective, batch: Batch, predictions: TeacherPredictions | None, *, autocast: torch.dtype | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet."""
+    num_rotations = network.num_rotations if objective.is_rotated else 1
+    rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
+    teacher = predictions.predict(batch, rows) if predictions is not None else None
+    device_type = rows.device.type
+    context = torch.autocast(device_type, dtype=autocast) if autocast is not None else contextlib.nullcontext()
+    with context:
+        output = network(rows, branches=network.taps if objective.reads_branches else ())
+    shape = (len(batch.labels), num_rotations, -1)
+    return objective(
+        Step(
+            labels=batch.labels,
+            student_logits=output.logits.view(shape),
+            student_joint_logits=tuple(logits.view(shape) for logits in output.joint_logits),
+            teacher_logits=None if teacher is None else teacher.logits,
+            teacher_joint_logits=() if teacher is None else teacher.joint_logits,
+            temperature=objective.temperature,
+            branch_weights=objective.branch_weights,
+        )
+    )
+
+
+class RunningLosses:
+    """Loss sums and the first non-finite step, kept on the device; reading them is the epoch's only host synchronisation."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self.sums = torch.zeros(1 + len(names), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def add(self, step: int, total: Tensor, values: dict[str, Tensor]) -> None:
+        """Add one step's values; nothing waits for the device."""
+        detached = total.detach()
+        self.sums += torch.stack([detached, *(values[name].detach() for name in self.names)])
+        is_new_bad = ~torch.isfinite(detached) & (self.first_bad < 0)
+        self.first_bad = torch.where(is_new_bad, torch.full_like(self.first_bad, step), self.first_bad)
+
+    def means(self, num_steps: int) -> tuple[float, dict[str, float]]:
+        """Return the mean total and terms over `num_steps` steps."""
+        total, *terms = (self.sums / num_steps).tolist()
+        return total, dict(zip(self.names, terms, strict=True))
+
+
+def make_optimizer(network: torch.nn.Module, optim: OptimConfig) -> torch.optim.SGD:
+    """Return SGD over the trainable parameters, weight decay on all of them (BN and biases too), as the authors do."""
+    return torch.optim.SGD(
+        [parameter for parameter in network.parameters() if parameter.requires_grad],
+        lr=optim.learning_rate,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def fit(
+    config: TrialConfig,
+    network: HierarchicalNet,
+    dataset: Dataset,
+    *,
+    predictions: TeacherPredictions | None,
+    device: torch.device,
+    hooks: LoopHooks,
+) -> FitResult:
+    """Train `network` (on `device`, weights as initialized) for all epochs of `config`, from its checkpoint if there is one.
+
+    Bit for bit the same on the same device, also when interrupted and resumed. A last batch of a single image is dropped, since batch
+    statistics of one row do not exist.
+
+    Raises:
+        TrialInterrupted: `hooks.should_stop` said so; the checkpoint is written.
+        CheckpointCorrupt: the resume file can't be used.
+    """
+    objective = Objective.from_config(config.objective)
+    optim, batch_size = config.optim, config.optim.batch_size
+    dtype = torch.float64 if config.numerics.precision == "float64" else torch.float32
+    autocast = torch.bfloat16 if config.numerics.precision == "bfloat16" else None
+    data = dataset.to(device)
+    optimizer = make_optimizer(network, optim)
+    num_images = len(dataset.train_labels)
+    steps_per_epoch = num_images // batch_size + (num_images % batch_size > 1)
+    if steps_per_epoch == 0:
+        raise ValueError(f"batch_size is {batch_size}; accepted: a data set of at least 2 images, this one has {num_images}")
+    trained = _compiled(network, config.numerics)
+    state = load_resume(hooks.checkpoint_dir, config.trial_id, device) if hooks.checkpoint_dir is not None else None
+    epochs: list[EpochMetrics] = []
+    first_epoch = first_step = 0
+    losses, seconds = RunningLosses(objective.names, device), 0.0
+    torch.manual_seed(config.seed)
+    if state is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        epochs = [EpochMetrics(**row) for row in state["epochs"]]
+        first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]
+        losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
+        torch.set_rng_state(state["rng_state"].cpu())
+        if hooks.on_resume is not None:
+            hooks.on_resume(first_epoch)
+    last_save = time.monotonic()
+
+    def save(epoch: int, step: int, train_seconds: float) -> None:
+        nonlocal last_save
+        if hooks.checkpoint_dir is None:
+            return
+        if predictions is not None:
+            predictions.flush()
+        save_resume(
+            hooks.checkpoint_dir,
+            {
+                "trial_id": config.trial_id,
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epochs": [asdict(row) for row in epochs],
+                "epoch": epoch,
+                "step": step,
+                "train_seconds": train_seconds,
+                "loss_sums": losses.sums,
+                "first_bad": losses.first_bad,
+                "rng_state": torch.get_rng_state(),
+            },
+        )
+        last_save = time.monotonic()
+
+    for epoch in range(first_epoch, optim.epochs):
+        order, views = epoch_stream(dataset, seed=config.seed, epoch=epoch)
+        if device.type == "cuda":
+            order, views = order.pin_memory(), views.pin_memory()  # so that a batch's copy does not wait for the device
+        hits, misses = (predictions.hits, predictions.misses) if predictions is not None else (0, 0)
+        network.train()
+        started = time.monotonic() - seconds
+        for step in range(first_step, steps_per_epoch):
+            if hooks.should_stop is not None and hooks.should_stop():
+                save(epoch, step, time.monotonic() - started)
+                raise TrialInterrupted(f"trial {config.trial_id} stopped at epoch {epoch}, step {step}")
+            if time.monotonic() - last_save > hooks.checkpoint_seconds:
+                save(epoch, step, time.monotonic() - started)
+            chosen = slice(step * batch_size, (step + 1) * batch_size)
+            batch = gather_batch(data, order[chosen], views[chosen], dtype=dtype)
+            learning_rate = learning_rate_at(optim, epoch, step, steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            total, values = compute_loss(trained, objective, batch, predictions, autocast=autocast)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.add(epoch * steps_per_epoch + step, total, values)
+        mean_loss, mean_terms = losses.means(steps_per_epoch)  # waits for the device: the epoch's work is done
+        train_seconds = time.monotonic() - started
+        if (bad := int(losses.first_bad.item())) >= 0:
+            return FitResult(epochs=epochs, accuracy=None, diverged_step=bad)
+        evaluation_started = time.monotonic()
+        test = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
+        val = evaluate(network, data.val_images, data.val_labels, mean=data.mean, std=data.std) if len(data.val_labels) else None
+        epochs.append(
+            EpochMetrics(
+                trial_id=config.trial_id,
+                epoch=epoch,
+                attempt=hooks.attempt,
+                learning_rate=learning_rate_at(optim, epoch, steps_per_epoch - 1, steps_per_epoch),
+                loss=mean_loss,
+                loss_terms=mean_terms,
+                top1_test=test.top1,
+                top5_test=test.top5,
+                top1_val=None if val is None else val.top1,
+                train_seconds=train_seconds,
+                eval_seconds=time.monotonic() - evaluation_started,
+                bank_hits=0 if predictions is None else predictions.hits - hits,
+                bank_misses=0 if predictions is None else predictions.misses - misses,
+            )
+        )
+        first_step, seconds, losses = 0, 0.0, RunningLosses(objective.names, device)
+        save(epoch + 1, 0, 0.0)
+        if hooks.on_epoch is not None:
+            hooks.on_epoch(epochs[-1])
+    final = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(network.taps) > 0)
+    return FitResult(epochs=epochs, accuracy=final)
+
+
+def _compiled(network: HierarchicalNet, numerics: NumericsConfig) -> Any:
+    """Return what the steps call: the network, or its compiled twin with the same parameters."""
+    return torch.compile(network) if numerics.compile else network

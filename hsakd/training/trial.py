@@ -1,0 +1,284 @@
+"""`run_trial`: a configuration in, a record out. It needs no Ray and can be called again at any time."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from hsakd.config import NumericsConfig, TrialConfig
+from hsakd.data.datasets import Dataset, load_dataset
+from hsakd.losses.objective import Objective
+from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
+from hsakd.models.checkpoints import load_weights, save_weights
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.training.bank import open_predictions
+from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
+from hsakd.training.loop import FitResult, LoopHooks, TrialInterrupted, fit
+from hsakd.training.predictions import TeacherPredictions
+
+__all__ = ["MissingTeacher", "RunContext", "TrialInterrupted", "TrialOutOfMemory", "run_trial"]
+
+Report = Callable[[EpochMetrics], None]
+
+
+class MissingTeacher(ValueError):
+    """A trial's teacher or backbone has no finished weights in the result folder."""
+
+
+class TrialOutOfMemory(RuntimeError):
+    """The device's memory did not suffice; nothing was recorded, the trial's checkpoint stays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContext:
+    """Where and with what a trial runs; nothing here changes its numbers.
+
+    `bank_dir` and `bank_budget_bytes` are for teacher predictions (None: the defaults of `hsakd.training.bank`). `keep_checkpoints`
+    "all" keeps resume files of finished trials, "last" and "teachers" delete them.
+    """
+
+    store: ResultStore
+    data_dir: Path | None = None
+    download: bool = False
+    device: str = "cpu"
+    num_threads: int = 1
+    checkpoint_minutes: float = 10.0
+    bank_dir: Path | None = None
+    bank_budget_bytes: int | None = None
+    attempt: int = 1
+    keep_checkpoints: str = "last"
+
+
+def run_trial(
+    config: TrialConfig,
+    context: RunContext,
+    *,
+    report: Report | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrialRecord:
+    """Train, evaluate and record one trial, or return its record if it is already finished.
+
+    An unfinished trial goes on from its checkpoint; a corrupted checkpoint is set aside and the trial starts anew. The weights are
+    written before the epochs, the epochs before the row: a row that exists is complete. A non-finite loss is a record with status
+    "diverged".
+
+    Raises:
+        KeyError, ValueError: an unknown name, missing data, or a value that doesn't fit.
+        MissingTeacher: a required trial has not finished.
+        TrialInterrupted: `should_stop` returned True; the checkpoint is written.
+        TrialOutOfMemory: the device's memory did not suffice.
+    """
+    store = context.store
+    done = finished_record(store, config)
+    if done is not None:
+        return done
+    torch.set_num_threads(context.num_threads)
+    _set_determinism(config.numerics)
+    started_at, started = datetime.now(UTC), time.monotonic()
+    device = torch.device(context.device)
+    try:
+        dataset = load_dataset(config.data, context.data_dir, download=context.download)
+        network = _initialized_network(config, dataset, store).to(device)
+        predictions = _teacher_predictions(config, dataset, context, device)
+        hooks = LoopHooks(
+            checkpoint_dir=store.checkpoint_dir(config.trial_id),
+            checkpoint_seconds=60 * context.checkpoint_minutes,
+            on_epoch=report,
+            should_stop=should_stop,
+            attempt=context.attempt,
+        )
+        fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks)
+    except torch.OutOfMemoryError as error:
+        raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
+    epochs, accuracy = fit_result.epochs, fit_result.accuracy
+    weights_digest = ""
+    if accuracy is not None:
+        weights_path = store.weights_path(config.trial_id)
+        save_weights(network, weights_path, layout="ours")
+        weights_digest = hashlib.sha256(weights_path.read_bytes()).hexdigest()
+    teacher = config.teacher
+    best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
+    with_val = [row for row in epochs if row.top1_val is not None]
+    best_val = max(with_val, key=lambda row: (row.top1_val or 0.0, -row.epoch), default=None)
+    record = TrialRecord(
+        trial_id=config.trial_id,
+        status="complete" if accuracy is not None else "diverged",
+        error="" if accuracy is not None else f"loss is not finite at step {fit_result.diverged_step}",
+        attempts=context.attempt,
+        role=config.role,
+        network=config.network,
+        dataset=config.data.dataset,
+        seed=config.seed,
+        terms="+".join(name for name, _ in config.objective.terms),
+        teacher_network=teacher.network if teacher is not None else "",
+        teacher_regime=config.teacher_regime,
+        teacher_trial_id=teacher.trial_id if teacher is not None else "",
+        num_epochs=config.optim.epochs,
+        epochs_done=len(epochs),
+        top1_last=accuracy.top1 if accuracy is not None else None,
+        top5_last=accuracy.top5 if accuracy is not None else None,
+        top1_best_test=best_test.top1_test if best_test is not None else accuracy.top1 if accuracy is not None else None,
+        best_test_epoch=best_test.epoch if best_test is not None else None,
+        top1_val_last=with_val[-1].top1_val if with_val else None,
+        top1_val=best_val.top1_val if best_val is not None else None,
+        best_val_epoch=best_val.epoch if best_val is not None else None,
+        top1_at_best_val=best_val.top1_test if best_val is not None else None,
+        branch_top1_joint=accuracy.branch_top1_joint if accuracy is not None else [],
+        branch_top1_class=accuracy.branch_top1_class if accuracy is not None else [],
+        diverged_step=fit_result.diverged_step,
+        num_train_images=len(dataset.train_labels),
+        parameters=count_parameters(network).backbone,
+        multi_adds=count_multi_adds(network, dataset.image_size).backbone,
+        train_seconds=sum(row.train_seconds for row in epochs),
+        total_seconds=time.monotonic() - started,
+        peak_memory_bytes=_peak_memory_bytes(device),
+        predictions_source=predictions.source if predictions is not None else "none",
+        predictions_fallback=predictions.fallback if predictions is not None else "",
+        bank_hits=sum(row.bank_hits for row in epochs),
+        bank_misses=sum(row.bank_misses for row in epochs),
+        weights_sha256=weights_digest,
+        teacher_weights_sha256=_weights_digest(store, teacher),
+        device=device.type,
+        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        num_threads=context.num_threads,
+        versions=_versions(),
+        git_commit=_git_commit(),
+        started_at=started_at.isoformat(timespec="seconds"),
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        config_json=config.to_json(),
+    )
+    store.write_trial(record, epochs)
+    if context.keep_checkpoints != "all":
+        (store.checkpoint_dir(config.trial_id) / RESUME_FILE).unlink(missing_ok=True)
+    return record
+
+
+def finished_record(store: ResultStore, config: TrialConfig) -> TrialRecord | None:
+    """Return the record of a trial that needs no more work: diverged or pruned, or complete with its weights in place."""
+    record = store.read_trial(config.trial_id)
+    if record is None or record.status in ("failed", "out_of_memory"):
+        return None
+    if record.status == "complete" and not store.weights_path(config.trial_id).exists():
+        return None
+    return record
+
+
+def _fit_from_checkpoint(
+    config: TrialConfig,
+    network: HierarchicalNet,
+    dataset: Dataset,
+    predictions: TeacherPredictions | None,
+    device: torch.device,
+    context: RunContext,
+    hooks: LoopHooks,
+) -> FitResult:
+    """Train; a broken checkpoint is set aside and costs its progress, no more."""
+    try:
+        return fit(config, network, dataset, predictions=predictions, device=device, hooks=hooks)
+    except CheckpointCorrupt:
+        context.store.set_aside(context.store.checkpoint_dir(config.trial_id) / RESUME_FILE)
+        return fit(config, network, dataset, predictions=predictions, device=device, hooks=hooks)
+    finally:
+        if predictions is not None:
+            predictions.flush()
+
+
+def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultStore) -> HierarchicalNet:
+    network = create_network(
+        config.network,
+        num_classes=dataset.num_classes,
+        num_rotations=config.num_rotations,
+        taps=config.taps,
+        seed=config.seed,
+        initialization=config.numerics.initialization,
+    )
+    if config.imported_sha256 is not None:
+        load_weights(network, store.root / "imported" / f"{config.imported_sha256}.safetensors")
+    if config.backbone is not None:
+        load_weights(network, _required_weights(store, config.backbone))
+        network.freeze_backbone()
+    return network.double() if config.numerics.precision == "float64" else network
+
+
+def _teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunContext, device: torch.device) -> TeacherPredictions | None:
+    objective = Objective.from_config(config.objective)
+    if config.teacher is None or not objective.reads_teacher:
+        return None
+    weights = _required_weights(context.store, config.teacher)
+    teacher = create_network(
+        config.teacher.network, num_classes=dataset.num_classes, num_rotations=config.num_rotations, taps=config.teacher.taps
+    )
+    load_weights(teacher, weights)
+    if config.numerics.precision == "float64":
+        teacher = teacher.double()
+    taps = config.taps if config.taps is not None else teacher.taps
+    branches = taps if objective.reads_teacher_branches else ()
+    if not set(branches) <= set(teacher.taps):
+        raise ValueError(f"taps is {branches}; accepted: those of the teacher {config.teacher.network}, {teacher.taps}")
+    return open_predictions(
+        teacher.to(device),
+        branches=branches,
+        num_rotations=config.num_rotations if objective.is_rotated else 1,
+        dataset=dataset,
+        numerics=config.numerics,
+        weights_sha256=_weights_digest(context.store, config.teacher),
+        bank_dir=context.bank_dir,
+        budget_bytes=context.bank_budget_bytes,
+    )
+
+
+def _required_weights(store: ResultStore, requirement: TrialConfig) -> Path:
+    path = store.weights_path(requirement.trial_id)
+    if finished_record(store, requirement) is None or not path.exists():
+        raise MissingTeacher(
+            f"trial {requirement.trial_id} ({requirement.network}, {requirement.role}) has no finished weights in {store.root}"
+        )
+    return path
+
+
+def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:
+    record = store.read_trial(config.trial_id) if config is not None else None
+    return "" if record is None else record.weights_sha256
+
+
+def _set_determinism(numerics: NumericsConfig) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
+    torch.backends.cudnn.allow_tf32 = numerics.tf32
+    torch.backends.cudnn.benchmark = not numerics.deterministic
+    torch.use_deterministic_algorithms(numerics.deterministic)
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "numpy", "torchvision", "hsakd-sweeper")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _git_commit() -> str:
+    """Return the commit of the source tree, with "+" where tracked files differ; empty outside a checkout."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if commit and git("status", "--porcelain", "--untracked-files=no") else "")
+    except OSError:
+        return ""

@@ -85,7 +85,8 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, maps: Tensor) -> Tensor:
-        return (self.body(maps) + self.shortcut(maps)).relu()
+        summed: Tensor = self.body(maps) + self.shortcut(maps)
+        return summed.relu()
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:

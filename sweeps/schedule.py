@@ -7,6 +7,7 @@ from statistics import fmean
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
+from sweeps.presets import PRESETS
 from sweeps.search import PairSearch, make_pruner, open_storage, repair_journal
 from sweeps.worklist import (
     PAPER_SETTING,
@@ -171,7 +172,8 @@ class Schedule:
 
     def on_epoch(self, trial_id: str, metrics: EpochMetrics) -> bool:
         """Pass an epoch on to the study; return whether the trial should be pruned."""
-        return any([search.should_prune(number, metrics) for search, number in self.numbers.get(trial_id, [])])
+        verdicts = [search.should_prune(number, metrics) for search, number in self.numbers.get(trial_id, [])]  # each study hears of it
+        return any(verdicts)
 
     def complete(self, trial_id: str, record: TrialRecord) -> None:
         """Take note of a trial's end, as its record in the result folder says."""
@@ -205,8 +207,6 @@ class Schedule:
                     self.phases[name] = "report"
 
     def _top_k(self) -> int:
-        from sweeps.presets import PRESETS
-
         return self.options.top_k if self.options.top_k is not None else PRESETS[self.options.preset].top_k
 
     def _winner(self, search: PairSearch) -> Setting | None:

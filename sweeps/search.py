@@ -19,6 +19,7 @@ TEMPERATURE_RANGE = (1.0, 20.0)
 WEIGHT_RANGE = (0.1, 10.0)
 TRIAL_ID = "trial_id"
 PROTECTED = "protected"
+NUM_PARAMETERS = 4
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
 
@@ -71,6 +72,9 @@ class PairSearch:
             paper = {"temperature": PAPER_SETTING.temperature, "kl_q": 1.0, "kl_p": 1.0, "placement": self.placements[0]}
             self.study.enqueue_trial(paper, user_attrs={PROTECTED: True})
         self.trials: dict[int, optuna.Trial] = {}
+        for number in self.running():
+            if len(self.study.get_trials(deepcopy=False)[number].params) < NUM_PARAMETERS:  # the driver died while asking
+                self.study.tell(number, state=TrialState.FAIL)
 
     def num_left(self) -> int:
         """Return how many trials are still to be asked for."""
@@ -96,7 +100,7 @@ class PairSearch:
     def setting(self, number: int) -> Setting:
         """Return the setting of a trial."""
         trial = self.study.get_trials(deepcopy=False)[number]
-        params = trial.params or trial.system_attrs.get("fixed_params", {}) if hasattr(trial, "system_attrs") else trial.params
+        params = trial.params
         placement = str(params["placement"])
         taps = None if placement == self.placements[0] else tuple(int(tap) for tap in placement.split("+"))
         return Setting(temperature=float(params["temperature"]), kl_q=float(params["kl_q"]), kl_p=float(params["kl_p"]), taps=taps)

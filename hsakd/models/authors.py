@@ -115,7 +115,7 @@ def _backbone_key(network: HierarchicalNet, layout: AuthorsLayout, key: str) -> 
     stage_text, block_text, inner = rest.split(".", 2)
     stage, block = int(stage_text), int(block_text)
     if network.spec.family == "vgg":
-        group, layer, _ = _vgg_position(network.backbone.stages[stage], block, is_last=stage == network.num_branches - 1)
+        group, layer = _vgg_position(network.backbone.stages[stage], block, is_last=stage == network.num_branches - 1)[:2]
         return f"block{stage + group}.{layer}.{inner}", 1
     if network.spec.family == "mobilenetv2":
         group, block = _mobilenet_position(stage, block)

@@ -36,8 +36,7 @@ def golden_keys() -> dict[str, list[Any]]:
 @pytest.fixture(scope="session")
 def our_names() -> dict[str, str]:
     """The authors' factory (without `_aux`) -> our name."""
-    theirs = {factory: name for name, factory in AUTHORS_FACTORIES.items()}
-    return {AUTHORS_FACTORIES.get(name, name): name for name in network_names() if name not in theirs.values()}
+    return {AUTHORS_FACTORIES.get(name, name): name for name in network_names()}
 
 
 @pytest.fixture(scope="session")

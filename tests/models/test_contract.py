@@ -8,18 +8,32 @@ from hsakd.models import HierarchicalNet, create_network, network_names
 from hsakd.models.__main__ import measure
 from hsakd.network_table import NETWORK_TABLE
 
-SMALL = ["wrn_16_1", "resnet8", "resnet8_half", "vgg8_bn", "mobilenetv2_half", "shufflenet_v1", "shufflenet_v2", "resnet18_imagenet"]
-BIG = {
-    "wrn_28_10",
-    "resnet101",
-    "resnet152",
-    "resnet34",
-    "resnet34_imagenet",
-    "resnet50_imagenet",
-    "vgg19",
-    "vgg19_bn",
-    "vgg16",
-    "vgg16_bn",
+SMALL = [
+    "wrn_16_1",
+    "resnet8",
+    "resnet8_half",
+    "resnet8x4",
+    "vgg8_bn",
+    "mobilenetv2_half",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "resnet18_imagenet",
+]
+QUICK = {
+    "wrn_16_1",
+    "wrn_16_2",
+    "resnet8",
+    "resnet8_half",
+    "resnet20",
+    "resnet8x4",
+    "vgg8",
+    "vgg8_bn",
+    "mobilenetv2_half",
+    "mobilenetv2_half_s2",
+} | {
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "resnet18_imagenet",
 }
 
 
@@ -33,7 +47,7 @@ def test_shapes_follow_from_size_classes_and_rotations(name: str) -> None:
         assert len(output.features) == network.num_branches
 
 
-@pytest.mark.parametrize("name", [name for name in network_names() if name not in BIG])
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in network_names()])
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     network = create_network(name, num_classes=3, num_rotations=2)
     output = network.train()(torch.randn(4, 3, 32, 32))

@@ -39,9 +39,7 @@ class PartInit:
 class BackboneSpec:
     """A whole backbone: `stem()` gives `stem_channels` maps, `neck()` stands between the last stage and global pooling.
 
-    `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside); `head` is their name of
-    the linear layer; `stem_channels_last` is the measured preference of the family's convolutions.
-    """
+    X"""
 
     family: str
     stem: Callable[[], nn.Module]
@@ -53,6 +51,7 @@ class BackboneSpec:
     branch_init: PartInit
     neck_in_extractor: bool = False
     prefers_channels_last: bool = False
+    extractor: Callable[[], nn.Module] | None = None
 
 
 SpecFactory = Callable[[], BackboneSpec]
@@ -85,8 +84,8 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, maps: Tensor) -> Tensor:
-        summed: Tensor = self.body(maps) + self.shortcut(maps)
-        return summed.relu()
+        result: Tensor = (self.body(maps) + self.shortcut(maps)).relu()
+        return result
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:

@@ -39,7 +39,9 @@ class PartInit:
 class BackboneSpec:
     """A whole backbone: `stem()` gives `stem_channels` maps, `neck()` stands between the last stage and global pooling.
 
-    X"""
+    `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside). `extractor` makes all
+    tapped maps at once where a family isn't a chain of our stages (timm). `prefers_channels_last` is the family's measured preference.
+    """
 
     family: str
     stem: Callable[[], nn.Module]

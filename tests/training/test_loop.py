@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hsakd.training.predictions import LivePredictions
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig
 from hsakd.data import load_dataset
 from hsakd.losses import Objective
 from hsakd.models import create_network
 from hsakd.training.loop import RunningLosses, epoch_stream, gather_batch, learning_rate_at, make_optimizer, training_step
+from hsakd.training.predictions import LivePredictions
 
 TERMS = {
     "baseline": (("task", 1.0),),

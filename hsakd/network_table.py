@@ -1,40 +1,43 @@
-"""Facts about every network, without torch: what a trial costs is known before anything is built.
-
-`python -m hsakd.models --write-table` writes the JSON beside this file; a test holds them together.
-"""
+"""Facts about every network, importable without torch: names, multi-adds, branches. A test compares it with the networks."""
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-TABLE_FILE = Path(__file__).with_suffix(".json")
-TABLE_IMAGE_SIZE = 32
-TABLE_NUM_CLASSES = 100
+TABLE_FILE = Path(__file__).with_name("network_table.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkFacts:
-    """Counts at 32 px, 100 classes, 4 rotations; `branch_*` have one number per auxiliary classifier c_1..c_L."""
+    """Parameters and multi-adds of one row of 32x32 pixels (224x224 for `*_imagenet`), backbone and per branch, at `num_classes`."""
 
-    family: str
-    num_branches: int
+    num_classes: int
+    image_size: int
     parameters: int
-    branch_parameters: tuple[int, ...]
     multi_adds: int
+    branch_parameters: tuple[int, ...]
     branch_multi_adds: tuple[int, ...]
-    tap_shapes: tuple[tuple[int, ...], ...]
+    tap_shapes: tuple[tuple[int, int, int], ...]
+
+    @property
+    def num_branches(self) -> int:
+        """L."""
+        return len(self.branch_multi_adds)
 
 
-def read_network_table(file: Path = TABLE_FILE) -> dict[str, NetworkFacts]:
-    """Return the facts of every network by its name."""
+@cache
+def network_table() -> dict[str, NetworkFacts]:
+    """Return the facts by network name."""
+    rows = json.loads(TABLE_FILE.read_text())
     return {
-        name: NetworkFacts(**{key: _tuples(value) for key, value in row.items()})  # type: ignore[arg-type]
-        for name, row in json.loads(file.read_text()).items()
+        name: NetworkFacts(
+            **{
+                **row,
+                "branch_parameters": tuple(row["branch_parameters"]),
+                "branch_multi_adds": tuple(row["branch_multi_adds"]),
+                "tap_shapes": tuple(tuple(shape) for shape in row["tap_shapes"]),
+            }
+        )
+        for name, row in rows.items()
     }
-
-
-def _tuples(value: object) -> object:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-NETWORK_TABLE: dict[str, NetworkFacts] = read_network_table()

@@ -1,62 +1,52 @@
-"""`python -m hsakd.models`: every network, its parameters, multi-adds, branches and tap shapes."""
+"""`python -m hsakd.models` lists every network; `--write-table` writes the torch-free table of facts."""
 
-import argparse
-import dataclasses
 import json
+import sys
+from dataclasses import asdict
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, network_names
-from hsakd.models.counting import tap_shapes
-from hsakd.network_table import TABLE_FILE, TABLE_IMAGE_SIZE, TABLE_NUM_CLASSES, NetworkFacts
+from hsakd.network_table import TABLE_FILE, NetworkFacts
 
 
-def measure(name: str, *, num_classes: int = TABLE_NUM_CLASSES, image_size: int = TABLE_IMAGE_SIZE) -> NetworkFacts:
-    """Count a network, built without memory."""
+def facts_of(name: str) -> NetworkFacts:
+    """Count one network."""
+    is_imagenet = name.endswith("_imagenet")
+    size, num_classes = (224, 1000) if is_imagenet else (32, 100)
     network = HierarchicalNet.on_meta(name, num_classes=num_classes)
-    parameters, multi_adds = count_parameters(network), count_multi_adds(network, image_size)
+    parameters, multi_adds = count_parameters(network), count_multi_adds(network, size)
+    with torch.no_grad():
+        features = network.eval()(torch.empty(1, 3, size, size, device="meta")).features
     return NetworkFacts(
-        family=network.spec.family,
-        num_branches=network.num_branches,
+        num_classes=num_classes,
+        image_size=size,
         parameters=parameters.backbone,
-        branch_parameters=parameters.branches,
         multi_adds=multi_adds.backbone,
+        branch_parameters=parameters.branches,
         branch_multi_adds=multi_adds.branches,
-        tap_shapes=tap_shapes(network, image_size),
+        tap_shapes=tuple((maps.shape[1], maps.shape[2], maps.shape[3]) for maps in features),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m hsakd.models", description="List every network.")
-    parser.add_argument("--num-classes", type=int, default=TABLE_NUM_CLASSES)
-    parser.add_argument("--image-size", type=int, default=TABLE_IMAGE_SIZE, help="pixels")
-    parser.add_argument("--write-table", action="store_true", help=f"write {TABLE_FILE.name}, read by everything that needs no torch")
-    options = parser.parse_args()
-    if options.num_classes < 1:
-        parser.error(f"--num-classes is {options.num_classes}; accepted: 1 or more")
-    if options.image_size < 16:
-        parser.error(f"--image-size is {options.image_size}; accepted: 16 or more pixels")
-    if options.write_table:
-        rows = {name: dataclasses.asdict(measure(name)) for name in network_names()}
-        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
-        TABLE_FILE.write_text(f"{{\n{lines}\n}}\n")
-    table = Table(title=f"{options.num_classes} classes, {options.image_size} px, 4 rotations")
-    for title in ("network", "parameters", "of branches", "multi-adds", "of branches", "L", "tap shapes"):
-        table.add_column(title, justify="left" if title in ("network", "tap shapes") else "right", no_wrap=True)
-    for name in network_names():
-        facts = measure(name, num_classes=options.num_classes, image_size=options.image_size)
+    facts = {name: facts_of(name) for name in network_names()}
+    if "--write-table" in sys.argv[1:]:
+        TABLE_FILE.write_text(json.dumps({name: asdict(row) for name, row in facts.items()}, indent=1) + "\n")
+        return
+    table = Table("network", "parameters", "multi-adds", "branches", "with branches", "taps (C x H x W)")
+    for name, row in facts.items():
         table.add_row(
             name,
-            f"{facts.parameters:,}",
-            f"{sum(facts.branch_parameters):,}",
-            f"{facts.multi_adds:,}",
-            f"{sum(facts.branch_multi_adds):,}",
-            str(facts.num_branches),
-            " ".join(f"{channels}@{height}" for channels, height, _ in facts.tap_shapes),
+            f"{row.parameters:,}",
+            f"{row.multi_adds / 1e6:,.1f} M",
+            str(row.num_branches),
+            f"{(row.multi_adds + sum(row.branch_multi_adds)) / 1e6:,.1f} M",
+            ", ".join("x".join(map(str, shape)) for shape in row.tap_shapes),
         )
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":

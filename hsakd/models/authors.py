@@ -143,8 +143,8 @@ def _branch_key(network: HierarchicalNet, layout: AuthorsLayout, tap: int, key: 
     if network.spec.family == "vgg":
         # There each group is followed by a ReLU of its own, and preceded by its pool, as siblings in one Sequential.
         earlier = sum(_vgg_siblings(stage) for stage in stages[:index])
-        group, layer, has_pool = _vgg_position(stages[index], block, is_last=backbone_stage == num_stages - 1)
-        return f"block_extractor{tap}.{earlier + has_pool + 2 * group}.{layer}.{inner}", 4
+        group, position, has_pool = _vgg_position(stages[index], block, is_last=backbone_stage == num_stages - 1)
+        return f"block_extractor{tap}.{earlier + has_pool + 2 * group}.{position}.{inner}", 4
     if network.spec.family == "mobilenetv2":
         group, block = _mobilenet_position(backbone_stage, block)
         position = sum(len(_MOBILENET_STAGES[tap + earlier]) for earlier in range(index)) + group

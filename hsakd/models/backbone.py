@@ -39,8 +39,9 @@ class PartInit:
 class BackboneSpec:
     """A whole backbone: `stem()` gives `stem_channels` maps, `neck()` stands between the last stage and global pooling.
 
-    `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside). `extractor` makes all
-    tapped maps at once where a family isn't a chain of our stages (timm). `prefers_channels_last` is the family's measured preference.
+    `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside);
+    `prefers_channels_last` is the measured preference of the family's convolutions. `extractor`, if there is one, stands for stem and
+    stages in the backbone (a timm model): rows -> the maps of all stages.
     """
 
     family: str
@@ -86,8 +87,8 @@ class Residual(nn.Module):
         self.shortcut = shortcut
 
     def forward(self, maps: Tensor) -> Tensor:
-        result: Tensor = (self.body(maps) + self.shortcut(maps)).relu()
-        return result
+        summed: Tensor = self.body(maps) + self.shortcut(maps)
+        return summed.relu()
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:

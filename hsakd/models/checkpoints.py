@@ -33,19 +33,23 @@ _MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenet
 class LoadReport:
     """What `load_weights` did.
 
-    `missing` are keys of the network that the file doesn't have (auxiliary classifiers of a backbone-only file, `num_batches_tracked`);
-    `skipped` are auxiliary classifiers of the file that the network was built without.
+    `loaded` and `missing` are our names: `missing` are tensors that the file doesn't have (auxiliary classifiers of a backbone-only file,
+    `num_batches_tracked`); `ignored` are auxiliary classifiers of the file that the network was built without.
     """
 
     format: Origin
-    loaded: Literal["network", "backbone"]
-    num_tensors: int
+    loaded: tuple[str, ...]
     missing: tuple[str, ...]
-    skipped: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def is_backbone_only(self) -> bool:
+        """Whether no auxiliary classifier was loaded."""
+        return not any(name.startswith("auxiliary_classifiers.") for name in self.loaded)
 
     def __str__(self) -> str:
         left_out = f", without {len(self.missing)} tensors that the file lacks" if self.missing else ""
-        return f"{self.loaded} loaded from a file in the format {self.format!r}: {self.num_tensors} tensors{left_out}"
+        return f"{'backbone' if self.is_backbone_only else 'network'} loaded, format {self.format!r}: {len(self.loaded)} tensors{left_out}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,9 +68,8 @@ def load_weights(
     (stride 2) have the same keys and shapes.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a weights file, truncated, of another network or class count; the message names the first differing key and both
-            shapes. The network is unchanged.
+        ValueError: no such file, not a weights file, truncated, of another network or class count; the message names the first differing
+            key and both shapes. The network is unchanged.
     """
     label = "state dict" if isinstance(source, Mapping) else str(Path(source))
     weights = _unwrap(source, label) if isinstance(source, Mapping) else _read(Path(source))
@@ -106,7 +109,7 @@ def _load(network: HierarchicalNet, given: dict[str, Tensor], label: str, origin
     has_branches = any(key.startswith("auxiliary_classifiers.") for key in given)
     wanted = [key for key in order if has_branches or key.startswith("backbone.")]
     present_branches = tuple(f"auxiliary_classifiers.{tap}." for tap in network.taps)
-    skipped = tuple(key for key in given if key.startswith("auxiliary_classifiers.") and not key.startswith(present_branches))
+    ignored = tuple(key for key in given if key.startswith("auxiliary_classifiers.") and not key.startswith(present_branches))
 
     def refuse(key: str) -> ValueError:
         there = tuple(given[key].shape) if key in given else "nothing"
@@ -122,16 +125,15 @@ def _load(network: HierarchicalNet, given: dict[str, Tensor], label: str, origin
         if given[key].is_floating_point() != expected[key].is_floating_point():
             raise ValueError(f"{label}: {key!r} is {given[key].dtype}, {network.name} has {expected[key].dtype}")
     for key in given:
-        if key not in expected and key not in skipped:
+        if key not in expected and key not in ignored:
             raise refuse(key)
     chosen = {key: given[key] for key in wanted if key in given}
     network.load_state_dict(chosen, strict=False)
     return LoadReport(
         format=origin,
-        loaded="network" if has_branches or not network.taps else "backbone",
-        num_tensors=len(chosen),
+        loaded=tuple(chosen),
         missing=tuple(key for key in order if key not in chosen),
-        skipped=skipped,
+        ignored=ignored,
     )
 
 
@@ -156,8 +158,11 @@ def _in_our_keys(network: HierarchicalNet, tensors: dict[str, Tensor], label: st
 
 
 def _read(path: Path) -> _Weights:
-    with path.open("rb") as file:
-        start = file.read(9)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror}); accepted: a weights file") from error
     if len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:
         try:
             with safe_open(path, framework="pt") as opened:
@@ -200,7 +205,7 @@ def _unwrap(content: Mapping[str, object], label: str) -> _Weights:
     return _Weights(tensors=tensors, origin=origin, network=None)
 
 
-def save_weights(network: HierarchicalNet, file: str | os.PathLike[str], *, layout: Layout = "ours") -> None:
+def save_weights(network: HierarchicalNet, file: str | os.PathLike[str], layout: Layout = "hsakd") -> None:
     """Write the weights, atomically: "ours" is safetensors with the network's name, "hsakd" a file that the authors' code loads.
 
     Raises:

@@ -21,8 +21,8 @@ class PreActivationBlock(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         activated = self.bn1(maps).relu()
         shortcut: Tensor = maps if self.shortcut is None else self.shortcut(activated)
-        result: Tensor = shortcut + self.conv2(self.bn2(self.conv1(activated)).relu())
-        return result
+        residual: Tensor = self.conv2(self.bn2(self.conv1(activated)).relu())
+        return shortcut + residual
 
 
 def wrn(depth: int, widening: int) -> BackboneSpec:

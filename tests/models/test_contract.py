@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hsakd.models import HierarchicalNet, create_network, network_names
-from hsakd.models.__main__ import measure
-from hsakd.network_table import NETWORK_TABLE
+from hsakd.models.__main__ import facts_of
+from hsakd.network_table import network_table
 
 SMALL = [
     "wrn_16_1",
@@ -123,4 +123,4 @@ def test_an_unknown_network_lists_the_known_ones() -> None:
 
 
 def test_the_packaged_table_equals_what_is_measured() -> None:
-    assert {name: measure(name) for name in network_names()} == NETWORK_TABLE
+    assert {name: facts_of(name) for name in network_names()} == network_table()

@@ -52,7 +52,8 @@ def evaluate(
     correct5 = torch.zeros_like(correct1)
     joint_correct = torch.zeros(len(branches), dtype=torch.int64, device=labels.device)
     class_correct = torch.zeros_like(joint_correct)
-    for batch_images, batch_labels in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+    for start in range(0, len(labels), batch_size):
+        batch_images, batch_labels = images[start : start + batch_size], labels[start : start + batch_size]
         rows = normalize(batch_images, mean, std, parameter.dtype)
         if branches:
             rows = rotate_rows(rows, num_rotations)

@@ -123,6 +123,28 @@ class RunningLosses:
         return total, dict(zip(self.names, terms, strict=True))
 
 
+def training_step(
+    network: HierarchicalNet,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    predictions: TeacherPredictions | None,
+    losses: RunningLosses,
+    *,
+    step: int,
+    learning_rate: float,
+    autocast: torch.dtype | None = None,
+) -> None:
+    """Take one optimizer step and add its losses to `losses`; nothing here waits for the device (so it runs on `meta`, too)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast)
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    losses.add(step, total, values)
+
+
 def make_optimizer(network: torch.nn.Module, optim: OptimConfig) -> torch.optim.SGD:
     """Return SGD over the trainable parameters, weight decay on all of them (BN and biases too), as the authors do."""
     return torch.optim.SGD(
@@ -217,14 +239,17 @@ def fit(
                 save(epoch, step, time.monotonic() - started)
             chosen = slice(step * batch_size, (step + 1) * batch_size)
             batch = gather_batch(data, order[chosen], views[chosen], dtype=dtype)
-            learning_rate = learning_rate_at(optim, epoch, step, steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            total, values = compute_loss(trained, objective, batch, predictions, autocast=autocast)
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.add(epoch * steps_per_epoch + step, total, values)
+            training_step(
+                trained,
+                objective,
+                optimizer,
+                batch,
+                predictions,
+                losses,
+                step=epoch * steps_per_epoch + step,
+                learning_rate=learning_rate_at(optim, epoch, step, steps_per_epoch),
+                autocast=autocast,
+            )
         mean_loss, mean_terms = losses.means(steps_per_epoch)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:

@@ -1,6 +1,5 @@
 """`run_trial`: a configuration in, a record out. It needs no Ray and can be called again at any time."""
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,7 +17,7 @@ from hsakd.config import NumericsConfig, TrialConfig
 from hsakd.data.datasets import Dataset, load_dataset
 from hsakd.losses.objective import Objective
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
-from hsakd.models.checkpoints import load_weights, save_weights
+from hsakd.models.checkpoints import load_weights, save_weights, weights_sha256
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from hsakd.training.bank import open_predictions
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
@@ -102,9 +101,8 @@ def run_trial(
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest = ""
     if accuracy is not None:
-        weights_path = store.weights_path(config.trial_id)
-        save_weights(network, weights_path, layout="ours")
-        weights_digest = hashlib.sha256(weights_path.read_bytes()).hexdigest()
+        save_weights(network, store.weights_path(config.trial_id), layout="ours")
+        weights_digest = weights_sha256(network)
     teacher = config.teacher
     best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
     with_val = [row for row in epochs if row.top1_val is not None]

@@ -1,0 +1,54 @@
+"""Parameters and multi-adds, counted as the paper's code counts them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hsakd.models.network import HierarchicalNet
+
+
+class Counts(NamedTuple):
+    """A number for the backbone and one per auxiliary classifier (in the order of `taps`)."""
+
+    backbone: int
+    branches: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Backbone and branches."""
+        return self.backbone + sum(self.branches)
+
+
+def count_parameters(network: HierarchicalNet) -> Counts:
+    """Count all parameters."""
+
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    return Counts(count(network.backbone), tuple(count(branch) for branch in network.auxiliary_classifiers.values()))
+
+
+def count_multi_adds(network: HierarchicalNet, image_size: int) -> Counts:
+    """Count multiply-adds of one row of `image_size` pixels: convolutions and linear layers only, no bias, BN, activation or pooling."""
+    twin = HierarchicalNet(
+        network.name, network.spec, num_classes=network.num_classes, num_rotations=network.num_rotations, taps=network.taps
+    )
+    twin = twin.to("meta").eval()
+    totals: dict[str, int] = {}
+
+    def hook_for(part: str) -> object:
+        def add(module: nn.Module, _: tuple[Tensor, ...], result: Tensor) -> None:
+            assert isinstance(module, nn.Conv2d | nn.Linear)
+            outputs = result[0].numel() // result.shape[1] if isinstance(module, nn.Conv2d) else 1
+            totals[part] = totals.get(part, 0) + module.weight.numel() * outputs
+
+        return add
+
+    for path, module in twin.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            part = path.split(".")[1] if path.startswith("auxiliary_classifiers") else "backbone"
+            module.register_forward_hook(hook_for(part))  # type: ignore[arg-type]
+    with torch.no_grad():
+        twin(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return Counts(totals["backbone"], tuple(totals[str(tap)] for tap in network.taps))

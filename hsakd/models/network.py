@@ -1,0 +1,162 @@
+"""`HierarchicalNet`: a backbone and its auxiliary classifiers. The one forward, and the one builder of c_l."""
+
+import hashlib
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit
+
+Initialization = Literal["he", "authors"]
+
+
+class Output(NamedTuple):
+    """What a network says of R rows: class logits, the joint logits of the computed branches in rising order, and all L tapped maps."""
+
+    logits: Tensor  # [R, N]
+    joint_logits: tuple[Tensor, ...]  # [R, M*N] each; joint class k = y*M + j
+    features: tuple[Tensor, ...]  # [R, C_l, H_l, W_l] each
+
+
+class Classifier(nn.Module):
+    """Stages, neck, global average pooling, linear layer: the backbone's tail and every auxiliary classifier alike."""
+
+    def __init__(self, stages: nn.ModuleList, neck: nn.Module, in_channels: int, num_outputs: int) -> None:
+        super().__init__()
+        self.stages = stages
+        self.neck = neck
+        self.head = nn.Linear(in_channels, num_outputs)
+
+    def classify(self, maps: Tensor) -> Tensor:
+        """Return logits [R, num_outputs] of the last stage's maps."""
+        logits: Tensor = self.head(self.neck(maps).mean(dim=(2, 3)))
+        return logits
+
+    def forward(self, maps: Tensor) -> Tensor:
+        for stage in self.stages:
+            maps = stage(maps)
+        return self.classify(maps)
+
+
+class Backbone(Classifier):
+    """Stem, then a classifier whose stages' outputs are the taps."""
+
+    def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
+        widths = (spec.stem_channels, *(stage.out_channels for stage in spec.stages))
+        stem = spec.stem()
+        stages = nn.ModuleList(stage.build(widths[index], downsample=True) for index, stage in enumerate(spec.stages))
+        super().__init__(stages, spec.neck(), spec.out_channels, num_classes)
+        self.stem = stem
+
+
+class HierarchicalNet(nn.Module):
+    """A backbone with auxiliary classifiers c_l at `taps`, in M rotations.
+
+    c_l is a fresh copy of stages l+1..L, the backbone's own neck, global pooling and a linear layer of width M*N; c_L is the last stage
+    again without downsampling (section 3.2 of the paper, appendix of the authors' code).
+
+    Raises:
+        ValueError: a tap is not one of the network's stages.
+    """
+
+    def __init__(self, name: str, spec: BackboneSpec, *, num_classes: int, num_rotations: int, taps: tuple[int, ...] | None) -> None:
+        super().__init__()
+        num_stages = len(spec.stages)
+        self.taps = tuple(range(1, num_stages + 1)) if taps is None else taps
+        if not set(self.taps) <= set(range(1, num_stages + 1)):
+            raise ValueError(f"taps is {self.taps}; accepted for {name}: stages 1 to {num_stages}")
+        self.name, self.spec = name, spec
+        self.num_classes, self.num_rotations, self.num_branches = num_classes, num_rotations, num_stages
+        self.is_frozen = False
+        self.backbone = Backbone(spec, num_classes)
+        self.auxiliary_classifiers = nn.ModuleDict({str(tap): self._auxiliary_classifier(tap) for tap in self.taps})
+
+    def _auxiliary_classifier(self, tap: int) -> Classifier:
+        spec = self.spec
+        width = spec.stages[tap - 1].out_channels
+        if tap == len(spec.stages):
+            stages = [spec.stages[-1].build(width, downsample=False)]
+        else:
+            widths = [stage.out_channels for stage in spec.stages]
+            stages = [spec.stages[index].build(widths[index - 1], downsample=True) for index in range(tap, len(spec.stages))]
+        return Classifier(nn.ModuleList(stages), spec.neck(), spec.out_channels, self.num_rotations * self.num_classes)
+
+    def freeze_backbone(self) -> None:
+        """Keep the backbone as it is from now on: no gradient, eval mode even while the branches train, nothing sent into it."""
+        self.is_frozen = True
+        self.backbone.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, rows: Tensor, *, branches: tuple[int, ...] | None = None) -> Output:
+        """Classify rows [R, 3, H, W]; `branches` are the taps to compute (None: all that exist)."""
+        maps = self.backbone.stem(rows)
+        features = []
+        for stage in self.backbone.stages:
+            maps = stage(maps)
+            features.append(maps.detach() if self.is_frozen else maps)
+        chosen = self.taps if branches is None else branches
+        joint_logits = tuple(self.auxiliary_classifiers[str(tap)](features[tap - 1]) for tap in chosen)
+        return Output(logits=self.backbone.classify(maps), joint_logits=joint_logits, features=tuple(features))
+
+
+def create_network(
+    name: str,
+    *,
+    num_classes: int,
+    num_rotations: int = 4,
+    taps: tuple[int, ...] | None = None,
+    seed: int = 0,
+    initialization: Initialization = "he",
+) -> HierarchicalNet:
+    """Return a network by its name, with initial weights that depend on (name, module, seed) only, never on which taps exist.
+
+    `taps` are the 1-based stages with an auxiliary classifier (None: all, (): a plain network).
+
+    Raises:
+        KeyError: an unknown name; the message lists the known ones.
+        ValueError: a tap that the network doesn't have.
+    """
+    spec = NETWORKS[name]()
+    network = HierarchicalNet(name, spec, num_classes=num_classes, num_rotations=num_rotations, taps=taps)
+    initialize(network, seed=seed, initialization=initialization)
+    return network
+
+
+HE_INIT = PartInit(conv="he", zero_bias=True)
+
+
+def initialize(network: HierarchicalNet, *, seed: int, initialization: Initialization) -> None:
+    """Draw all weights anew, each from a generator of its own.
+
+    "he" is one rule for all: convolutions He-normal by fan-out (of k*k*out channels), BN 1 and 0, linear weights PyTorch's default, all
+    biases 0. "authors" follows each family's rule as measured (their families differ by accident).
+    """
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            own = network.spec.backbone_init if path.startswith("backbone") else network.spec.branch_init
+            _initialize_layer(module, f"{network.name}/{path}/{seed}", HE_INIT if initialization == "he" else own)
+
+
+def _initialize_layer(layer: nn.Conv2d | nn.Linear, key: str, rule: PartInit) -> None:
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
+    bound = layer.weight[0].numel() ** -0.5
+    kind = rule.conv if isinstance(layer, nn.Conv2d) else rule.linear
+    with torch.no_grad():
+        if kind == "he":
+            layer.weight.normal_(0, (2 / (layer.weight[0, 0].numel() * layer.weight.shape[0])) ** 0.5, generator=generator)
+        elif kind == "normal":
+            layer.weight.normal_(0, 0.01, generator=generator)
+        else:
+            layer.weight.uniform_(-bound, bound, generator=generator)
+        if layer.bias is not None:
+            if kind == "torch" and not rule.zero_bias:
+                layer.bias.uniform_(-bound, bound, generator=generator)
+            else:
+                layer.bias.zero_()

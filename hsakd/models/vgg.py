@@ -1,0 +1,42 @@
+"""VGG with batch normalization (Simonyan and Zisserman 2015) in CRD's CIFAR form: convolutions with bias, head on a global average.
+
+Conv groups 0, 1, 2 and 3+4 are the four stages; a stage that downsamples begins with its 2x2 max-pool. So c_4 is two groups deep.
+"""
+
+from functools import partial
+
+from torch import nn
+
+from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit, Stage, conv
+
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+def vgg(convolutions: tuple[int, int, int, int, int]) -> BackboneSpec:
+    """`convolutions` per group; the last two groups are one stage."""
+
+    def stage(groups: tuple[int, ...]) -> Stage:
+        def build(in_channels: int, *, downsample: bool) -> nn.Module:
+            layers: list[nn.Module] = [nn.MaxPool2d(2)] if downsample and groups[0] > 0 else []
+            for group in groups:
+                for _ in range(convolutions[group]):
+                    layers += [conv(in_channels, WIDTHS[group], 3, bias=True), nn.BatchNorm2d(WIDTHS[group]), nn.ReLU()]
+                    in_channels = WIDTHS[group]
+            return nn.Sequential(*layers)
+
+        return Stage(build=build, out_channels=WIDTHS[groups[-1]])
+
+    return BackboneSpec(
+        family="vgg",
+        stem=nn.Identity,
+        stem_channels=3,
+        stages=tuple(stage(groups) for groups in ((0,), (1,), (2,), (3, 4))),
+        neck=nn.Identity,
+        out_channels=512,
+        backbone_init=PartInit(conv="he", linear="normal", zero_bias=True),
+        branch_init=PartInit(conv="torch"),
+    )
+
+
+for _depth, _convolutions in ((8, (1,) * 5), (11, (1, 1, 2, 2, 2)), (13, (2,) * 5), (16, (2, 2, 3, 3, 3)), (19, (2, 2, 4, 4, 4))):
+    NETWORKS.register(f"vgg{_depth}_bn")(partial(vgg, _convolutions))

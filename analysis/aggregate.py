@@ -316,6 +316,11 @@ def reported(results: Results) -> pd.DataFrame:
     return entries[(entries["purpose"] == "report") | is_backbone | is_joint].assign(method=entries["method"].mask(is_backbone, "Teacher"))
 
 
+def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows as dictionaries by column name."""
+    return cast(list[dict[str, Any]], frame.to_dict("records"))
+
+
 def reference() -> pd.DataFrame:
     """Return the published numbers, under our network names, each with its source."""
     return pd.read_csv(Path(__file__).with_name("reference.csv"), keep_default_na=True)

@@ -14,6 +14,8 @@ import analysis.figures
 import analysis.tables
 from analysis.aggregate import SELECTIONS, Results, load
 from analysis.artefact import Drawing, NothingToShow, Options, discover
+from analysis.drawing import rendered
+from analysis.report import render
 from analysis.table import Table
 from hsakd.records import replacing
 
@@ -38,11 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    for table in tables[:1]:
-        print(table.to_markdown())
+    print("\n".join(table.to_markdown() for table in tables if table.name.startswith("table1")))
     for note in notes:
         print(f"- {note}")
-    print(f"\n{len(names)} files in {out}: " + ", ".join(name for name in names if name.endswith((".md", ".html", ".svg"))))
+    print(f"\n{len(names)} files in {out}: open {out / 'report.html'}; tables as md, tex, csv and html; figures as svg and png.")
     return 0
 
 
@@ -53,15 +54,19 @@ def build(results: Results, options: Options, out: Path) -> tuple[list[str], lis
         _collect(analysis.tables, lambda module: module.build(results, options), notes), key=lambda table: table.name != "table1"
     )
     drawings: list[Drawing] = _collect(analysis.figures, lambda module: module.draw(results, options), notes)
-    texts: dict[str, str] = {}
+    files: dict[str, bytes] = {}
     for table in tables:
-        texts |= {f"{table.name}.md": table.to_markdown(), f"{table.name}.tex": table.to_latex(), f"{table.name}.csv": table.to_csv()}
-        texts[f"{table.name}.html"] = table.to_html()
-    for name, text in texts.items():
+        texts = {"md": table.to_markdown(), "tex": table.to_latex(), "csv": table.to_csv(), "html": table.to_html()}
+        files |= {f"{table.name}.{suffix}": text.encode() for suffix, text in texts.items()}
+    for drawing in drawings:
+        files |= {f"figure_{drawing.name}.{kind}": rendered(drawing.figure, kind) for kind in ("svg", "png")}
+    notes = [*dict.fromkeys([*results.notes, *notes])]
+    with_svg = [(drawing, files[f"figure_{drawing.name}.svg"]) for drawing in drawings]
+    files["report.html"] = render(results, tables, with_svg, notes).encode()
+    for name, content in files.items():
         with replacing(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    _ = drawings
-    return sorted(texts), tables, [*results.notes, *notes]
+            temporary.write_bytes(content)
+    return sorted(files), tables, notes
 
 
 def _collect(package: ModuleType, make: Callable[[Any], list[T]], notes: list[str]) -> list[T]:

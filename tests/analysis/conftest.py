@@ -181,3 +181,9 @@ class Folder:
 def folder(tmp_path: Path) -> Callable[..., Folder]:
     """Return a maker of result folders under the test's own folder."""
     return lambda name="run", **fields: Folder(tmp_path / name, **fields)
+
+
+@pytest.fixture(scope="session")
+def make_folder() -> Callable[..., Folder]:
+    """Return a maker of result folders anywhere."""
+    return Folder

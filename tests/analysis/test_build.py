@@ -63,18 +63,6 @@ def test_one_seed_prints_no_std(folder: Make) -> None:
     assert cell(run.root / "tables/table1.csv", "KD")["text"] == "75.10 (1)"
 
 
-def test_the_same_results_give_the_same_bytes(folder: Make, tmp_path: Path) -> None:
-    run = folder()
-    run.pair()
-    run.studies()
-    run.write()
-    for out in ("a", "b"):
-        assert main([str(run.root), "--out", str(tmp_path / out)]) == 0
-    files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
-
-
 def test_several_folders_are_merged_by_trial_id(folder: Make, tmp_path: Path) -> None:
     first, second = folder("one", dataset="digits"), folder("two", dataset="digits")
     first.pair(unfinished=(("KD", 2),))

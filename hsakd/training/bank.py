@@ -7,6 +7,7 @@ never wrong ones. A miss is computed live, rounded to the bank's dtype, stored u
 stored.
 """
 
+import fcntl
 import hashlib
 import json
 import os

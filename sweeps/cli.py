@@ -1,0 +1,127 @@
+"""The one parser: options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+import tyro
+
+from hsakd.network_table import network_table
+from sweeps.presets import METHODS, PRESETS
+
+O = TypeVar("O")  # noqa: E741 (options)
+USAGE_ERROR = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepOptions:
+    """Train teachers and students of every pair, search HSAKD's setting with Optuna, and store every result under --out.
+
+    Run the same command again after any interruption: it does exactly what is missing.
+    """
+
+    out: Path
+    """Result folder; shared by all nodes."""
+    gpus: int = 0
+    """Most GPUs used at once; 0 trains on the CPU."""
+    preset: Literal["paper", "fashion", "digits"] = "paper"
+    """Data, pairs and schedule."""
+    pairs: tuple[str, ...] = ()
+    """TEACHER-STUDENT names; default: the preset's."""
+    methods: tuple[str, ...] = METHODS
+    """Table rows."""
+    seeds: int | None = None
+    """Number of student seeds."""
+    teacher_seeds: int = 1
+    """Number of teacher seeds (the paper has one)."""
+    trials: int | None = None
+    """Optuna trials per pair."""
+    top_k: int | None = None
+    """Settings of each study that are confirmed with all seeds."""
+    epochs: int | None = None
+    """Epochs of every training; milestones scale."""
+    dataset: str | None = None
+    """Another data set than the preset's."""
+    data_dir: Path | None = None
+    """Where data sets lie (or go, with --download)."""
+    download: bool = False
+    """Fetch the data set into --data-dir if it isn't there."""
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    """Optuna pruner of search trials, on validation accuracy; the paper's setting is never pruned."""
+    predictions: Literal["live", "bank"] = "live"
+    """Ask the teacher at each step, or keep its answers on disk."""
+    bank_dir: Path | None = None
+    """Node-local folder of teacher banks."""
+    bank_budget: float | None = None
+    """Gigabytes that banks may take; default: half of the free disk."""
+    threads: int = 1
+    """CPU threads of a trial."""
+    trials_per_gpu: int = 1
+    """Trials that share a GPU."""
+    max_failures: int = 2
+    """Times that a crashed trial is tried again."""
+    checkpoint_minutes: float = 10.0
+    """Besides each epoch's end, checkpoint this often."""
+    keep_checkpoints: Literal["all", "last"] = "last"
+    """Keep resume files of finished trials, or final weights only."""
+    address: str | None = None
+    """A running Ray cluster: auto or HOST:PORT."""
+    require_gpus: bool = False
+    """Refuse to start with fewer GPUs than --gpus."""
+    dry_run: bool = False
+    """Print the work-list and its cost; start nothing."""
+    run: Annotated[str, tyro.conf.Suppress] = "hsakd.training.trial:run_trial"
+
+    def __post_init__(self) -> None:
+        preset = PRESETS[self.preset]
+        for name in ("teacher_seeds", "threads", "trials_per_gpu"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        for name in ("seeds", "top_k", "epochs"):
+            _check(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
+        _check("trials", self.trials, self.trials is None or self.trials >= 1, "1 or more")
+        _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
+        _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
+        for method in self.methods:
+            _check("methods", method, method in METHODS, ", ".join(METHODS))
+        for pair in self.pairs:
+            teacher, _, student = pair.partition("-")
+            for network in (teacher, student):
+                _check("pairs", pair, network in network_table(), f"TEACHER-STUDENT of {', '.join(network_table())}")
+            same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
+            _check("pairs", pair, same_depth, "networks with equally many branches")
+        if self.dataset is not None:
+            known = ("cifar10", "cifar100", "digits", "fashion_mnist")
+            _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
+        _check(
+            "address",
+            self.address,
+            self.address is None or not self.address.startswith("ray://"),
+            "auto or HOST:PORT; for ray:// use `ray job submit`",
+        )
+        _check("out", str(self.out), "://" not in str(self.out) and ":/" not in str(self.out), "a folder that all nodes share")
+        _check("out", str(self.out), not self.out.exists() or self.out.is_dir(), "a folder")
+        if self.out.is_dir() and any(self.out.iterdir()):
+            known_files = ("plan.parquet", "trials", "studies.journal", "driver.lock")
+            _check("out", str(self.out), any((self.out / name).exists() for name in known_files), "a new folder or one of a sweep")
+        del preset
+
+
+def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:
+    if not is_accepted:
+        raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")
+
+
+def parse(options: Callable[..., O], arguments: Sequence[str] | None = None) -> O:
+    """Parse the command line into `options`; bad input is one sentence on stderr and exit status 2."""
+    try:
+        return tyro.cli(options, args=arguments)
+    except (ValueError, KeyError) as error:
+        refuse(str(error.args[0]) if error.args else str(error))
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End the command: bad input."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)

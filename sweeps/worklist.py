@@ -1,0 +1,186 @@
+"""Options -> the work-list: every trial of a sweep that is known beforehand, and the trials that a search will add."""
+
+from dataclasses import dataclass, replace
+
+from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.network_table import network_table
+from hsakd.records import PlanEntry
+from sweeps.cli import SweepOptions
+from sweeps.presets import PRESETS, SLOW_LEARNERS, with_epochs
+
+TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
+HSAKD_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))  # Eq. 5
+HSAKD_TEMPERATURE = 3.0  # the authors' code
+KD_OBJECTIVE = ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9)), temperature=4.0)  # CRD's published KD command (Tian et al. 2020)
+BACKWARD_FACTOR = 3.0  # a training row costs a forward and about two in the backward pass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A teacher and a student by their network names."""
+
+    teacher: str
+    student: str
+
+    @property
+    def name(self) -> str:
+        """TEACHER-STUDENT, also the study's name."""
+        return f"{self.teacher}-{self.student}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What the search varies: the temperature, the weights of kl_q and kl_p, and which branches are distilled (None: all)."""
+
+    temperature: float = HSAKD_TEMPERATURE
+    kl_q: float = 1.0
+    kl_p: float = 1.0
+    taps: tuple[int, ...] | None = None
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        return ObjectiveConfig(terms=(("task", 1.0), ("kl_q", self.kl_q), ("kl_p", self.kl_p)), temperature=self.temperature)
+
+
+PAPER_SETTING = Setting()
+
+
+class TrialFactory:
+    """Makes the configurations of one sweep; the same trial asked for twice is the same configuration."""
+
+    def __init__(self, options: SweepOptions) -> None:
+        preset = PRESETS[options.preset]
+        self.data = preset.data if options.dataset is None else replace(preset.data, dataset=options.dataset)
+        self.search_data = replace(self.data, validation_fraction=preset.validation_fraction)
+        self.optim = preset.optim if options.epochs is None else with_epochs(preset.optim, options.epochs)
+        self.branch_optim = preset.branch_optim if options.epochs is None else with_epochs(preset.branch_optim, options.epochs)
+        self.numerics = NumericsConfig()
+        self.student_numerics = NumericsConfig(teacher_predictions=options.predictions)
+
+    def _optim(self, network: str, optim: OptimConfig) -> OptimConfig:
+        return replace(optim, learning_rate=0.01) if network in SLOW_LEARNERS else optim
+
+    def baseline(self, network: str, seed: int) -> TrialConfig:
+        """The plain task, no branches: the Student row, and the frozen regime's backbone."""
+        return TrialConfig(
+            network=network, data=self.data, optim=self._optim(network, self.optim), numerics=self.numerics, taps=(), seed=seed
+        )
+
+    def joint_teacher(self, network: str, seed: int, *, for_search: bool = False) -> TrialConfig:
+        """Everything trained from scratch; for searches on train minus validation."""
+        data = self.search_data if for_search else self.data
+        objective = ObjectiveConfig(terms=TEACHER_TERMS)
+        return TrialConfig(
+            network=network, data=data, optim=self._optim(network, self.optim), objective=objective, numerics=self.numerics, seed=seed
+        )
+
+    def frozen_teacher(self, network: str, seed: int) -> TrialConfig:
+        """Branches trained on the frozen baseline."""
+        optim = self._optim(network, self.branch_optim)
+        return replace(self.joint_teacher(network, seed), optim=optim, backbone=self.baseline(network, seed))
+
+    def kd(self, pair: Pair, seed: int, teacher_seed: int) -> TrialConfig:
+        """Conventional distillation from the frozen regime's backbone."""
+        teacher = self.baseline(pair.teacher, teacher_seed)
+        return replace(self.baseline(pair.student, seed), objective=KD_OBJECTIVE, numerics=self.student_numerics, teacher=teacher)
+
+    def hsakd(self, pair: Pair, seed: int, teacher: TrialConfig, setting: Setting = PAPER_SETTING) -> TrialConfig:
+        """A student of `teacher`, on the same data."""
+        return TrialConfig(
+            network=pair.student,
+            data=teacher.data,
+            optim=self._optim(pair.student, self.optim),
+            objective=setting.objective,
+            numerics=self.student_numerics,
+            taps=setting.taps,
+            seed=seed,
+            teacher=teacher,
+        )
+
+
+def pairs_of(options: SweepOptions) -> list[Pair]:
+    """Return the sweep's pairs."""
+    names = options.pairs or PRESETS[options.preset].pairs
+    return [Pair(teacher=name.partition("-")[0], student=name.partition("-")[2]) for name in names]
+
+
+def seeds_of(options: SweepOptions) -> range:
+    """Return the student seeds."""
+    return range(options.seeds if options.seeds is not None else len(PRESETS[options.preset].seeds))
+
+
+def num_search_trials(options: SweepOptions) -> int:
+    """Return the Optuna trials per pair."""
+    return options.trials if options.trials is not None else PRESETS[options.preset].num_search_trials
+
+
+def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
+    """Return the plan lines whose configurations are known before any search, requirements included, each trial possibly many times."""
+    factory, lines = TrialFactory(options), []
+
+    def add(pair: Pair, purpose: str, method: str, config: TrialConfig, *, seed: int = 0, teacher_seed: int = 0) -> None:
+        entry = PlanEntry(
+            trial_id=config.trial_id,
+            purpose=purpose,
+            method=method,
+            teacher=pair.teacher,
+            student=pair.student,
+            seed=seed,
+            teacher_seed=teacher_seed,
+            study=pair.name if purpose in ("search", "confirm") else "",
+            config_json=config.to_json(),
+        )
+        lines.append((entry, config))
+
+    methods = options.methods
+    for pair in pairs_of(options):
+        for teacher_seed in range(options.teacher_seeds):
+            joint = factory.joint_teacher(pair.teacher, teacher_seed)
+            frozen = factory.frozen_teacher(pair.teacher, teacher_seed)
+            if "KD" in methods or "HSAKD" in methods:
+                add(pair, "backbone", "Teacher", factory.baseline(pair.teacher, teacher_seed), teacher_seed=teacher_seed)
+            if "HSAKD" in methods:
+                add(pair, "teacher", "Teacher", frozen, teacher_seed=teacher_seed)
+            if "HSAKD*" in methods or "HSAKD-tuned" in methods:
+                add(pair, "teacher", "Teacher*", joint, teacher_seed=teacher_seed)
+            for seed in seeds_of(options):
+                rows = {
+                    "KD": factory.kd(pair, seed, teacher_seed),
+                    "HSAKD": factory.hsakd(pair, seed, frozen),
+                    "HSAKD*": factory.hsakd(pair, seed, joint),
+                }
+                if "Student" in methods and teacher_seed == 0:
+                    add(pair, "report", "Student", factory.baseline(pair.student, seed), seed=seed)
+                for method, config in rows.items():
+                    if method in methods:
+                        add(pair, "report", method, config, seed=seed, teacher_seed=teacher_seed)
+        if "HSAKD-tuned" in methods:
+            add(pair, "teacher", "search", factory.joint_teacher(pair.teacher, 0, for_search=True))
+    return lines
+
+
+def training_multi_adds(config: TrialConfig, num_images: int) -> float:
+    """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward)."""
+    terms = {name for name, _ in config.objective.terms}
+    rotations = config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
+    per_row = BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
+    if config.teacher is not None:
+        per_row += _multi_adds(config.teacher, with_branches="kl_q" in terms)
+    scale = ((config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)) / 32) ** 2
+    return per_row * rotations * scale * num_images * config.optim.epochs
+
+
+DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32}
+TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+
+
+def num_train_images(config: TrialConfig) -> int:
+    """Return the training images, as far as the configuration tells."""
+    images = config.data.train_subset or TRAIN_IMAGES.get(config.data.dataset, 50_000)
+    return round(images * config.data.few_shot_ratio * (1 - config.data.validation_fraction))
+
+
+def _multi_adds(config: TrialConfig, *, with_branches: bool) -> float:
+    facts = network_table()[config.network]
+    taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
+    return facts.multi_adds + (sum(facts.branch_multi_adds[tap - 1] for tap in taps) if with_branches else 0)

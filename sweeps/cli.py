@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 
 import tyro
 
-from hsakd.network_table import NETWORK_TABLE
+from hsakd.network_table import network_table
 from sweeps.presets import METHODS, PRESETS
 
 O = TypeVar("O")  # noqa: E741 (options)
@@ -88,8 +88,8 @@ class SweepOptions:
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):
-                _check("pairs", pair, network in NETWORK_TABLE, f"TEACHER-STUDENT of {', '.join(NETWORK_TABLE)}")
-            same_depth = NETWORK_TABLE[teacher].num_branches == NETWORK_TABLE[student].num_branches
+                _check("pairs", pair, network in network_table(), f"TEACHER-STUDENT of {', '.join(network_table())}")
+            same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         if self.dataset is not None:
             known = ("cifar10", "cifar100", "digits", "fashion_mnist")

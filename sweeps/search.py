@@ -11,7 +11,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from hsakd.network_table import NETWORK_TABLE
+from hsakd.network_table import network_table
 from hsakd.records import EpochMetrics, TrialRecord
 from sweeps.worklist import PAPER_SETTING, Pair, Setting
 
@@ -61,7 +61,7 @@ class PairSearch:
     def __init__(self, pair: Pair, storage: JournalStorage, *, num_trials: int, pruner: optuna.pruners.BasePruner, seed: int = 0) -> None:
         self.pair = pair
         self.num_trials = num_trials
-        self.placements = placements(NETWORK_TABLE[pair.student].num_branches)
+        self.placements = placements(network_table()[pair.student].num_branches)
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=5)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

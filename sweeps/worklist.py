@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
-from hsakd.network_table import NETWORK_TABLE
+from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
 from sweeps.cli import SweepOptions
 from sweeps.presets import PRESETS, SLOW_LEARNERS, with_epochs
@@ -181,6 +181,6 @@ def num_train_images(config: TrialConfig) -> int:
 
 
 def _multi_adds(config: TrialConfig, *, with_branches: bool) -> float:
-    facts = NETWORK_TABLE[config.network]
+    facts = network_table()[config.network]
     taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
     return facts.multi_adds + (sum(facts.branch_multi_adds[tap - 1] for tap in taps) if with_branches else 0)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -72,7 +72,6 @@ class SweepOptions:
     """Refuse to start with fewer GPUs than --gpus."""
     dry_run: bool = False
     """Print the work-list and its cost; start nothing."""
-    run: Annotated[str, tyro.conf.Suppress] = "hsakd.training.trial:run_trial"
 
     def __post_init__(self) -> None:
         preset = PRESETS[self.preset]

@@ -29,7 +29,7 @@ from hsakd.data.datasets import Dataset
 from hsakd.data.views import Batch
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
-from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions
+from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions, prefers_channels_last
 
 DEFAULT_SHARE_OF_FREE_DISK = 0.5
 META_FILE = "meta.json"
@@ -204,7 +204,8 @@ def open_predictions(
     deleted to make room.
     """
     autocast = torch.bfloat16 if numerics.precision == "bfloat16" else None
-    live = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, autocast=autocast)
+    is_channels_last = prefers_channels_last(teacher, numerics)
+    live = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, autocast=autocast, is_channels_last=is_channels_last)
     if numerics.teacher_predictions == "live":
         return live
     root = default_bank_dir() if bank_dir is None else bank_dir
@@ -219,6 +220,7 @@ def open_predictions(
         "dtype": numerics.bank_dtype,
         "precision": numerics.precision,
         "tf32": numerics.tf32,
+        "channels_last": is_channels_last,
         "layout": LAYOUT,
     }
     size = bank_bytes(

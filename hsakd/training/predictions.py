@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from hsakd.config import NumericsConfig
 from hsakd.data.views import Batch
 from hsakd.models import HierarchicalNet
 from hsakd.training.folding import Teacher, fold_teacher
@@ -37,11 +38,16 @@ class TeacherPredictions(Protocol):
     def close(self) -> object: ...
 
 
+def prefers_channels_last(network: HierarchicalNet, numerics: NumericsConfig) -> bool:
+    """Return whether to lay `network` out channels last: as asked, else the measured choice of its family."""
+    return network.spec.prefers_channels_last if numerics.channels_last is None else numerics.channels_last
+
+
 class LivePredictions:
     """Runs the teacher: eval mode, inference mode, only the branches that the objective reads, BN folded where `is_folded`.
 
-    `teacher` is not changed. None for `is_folded` folds all but float64, which is the reference. `is_channels_last` lays out a CPU's
-    teacher (and its rows) channels last: measured per network, see `tests/benchmarks`.
+    `teacher` is not changed. None for `is_folded` folds all but float64, which is the reference. `is_channels_last` lays out the
+    teacher and its rows channels last.
     """
 
     source = "live"

@@ -1,0 +1,144 @@
+"""`python sweeps/run_pairs.py`: the main command. Trains teachers and students of every pair, searches, confirms, records."""
+
+import shlex
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hsakd.config import TrialConfig
+from hsakd.records import ResultStore, TrialRecord
+from sweeps.cli import SweepOptions, parse, refuse
+from sweeps.presets import PRESETS
+from sweeps.schedule import Schedule, cost_of
+from sweeps.worklist import PAPER_SETTING, TrialFactory, known_work, num_search_trials, pairs_of, seeds_of
+
+INTERRUPTED = 130
+
+
+def finished_on_disk(store: ResultStore, config: TrialConfig) -> TrialRecord | None:
+    """Return the record of a trial that needs no more work (a failed one is tried again)."""
+    record = store.read_trial(config.trial_id)
+    if record is None or record.status in ("failed", "out_of_memory"):
+        return None
+    return record if record.status != "complete" or store.weights_path(config.trial_id).exists() else None
+
+
+def print_plan(options: SweepOptions) -> None:
+    """Print the work-list and its cost; nothing is started or written."""
+    store = ResultStore(options.out)
+    lines = known_work(options)
+    configs: dict[str, TrialConfig] = {}
+    for _, config in lines:
+        for trial in (*config.requirements(), config):
+            configs[trial.trial_id] = trial
+    done = {trial_id for trial_id, config in configs.items() if finished_on_disk(store, config) is not None}
+    print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s}  state")
+    for entry, config in lines:
+        state = "done" if entry.trial_id in done else "to do"
+        name = f"{entry.teacher}-{entry.student}"
+        print(f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  {cost_of(config):13.3g}  {state}")
+    total = sum(cost_of(config) for trial_id, config in configs.items() if trial_id not in done)
+    dynamic, factory = 0.0, TrialFactory(options)
+    if "HSAKD-tuned" in options.methods:
+        per_pair = num_search_trials(options) + (1 + top_k_of(options)) * (len(seeds_of(options)) - 1) + len(seeds_of(options))
+        for pair in pairs_of(options):
+            teacher = factory.joint_teacher(pair.teacher, 0, for_search=True)
+            dynamic += per_pair * cost_of(factory.hsakd(pair, 0, teacher, PAPER_SETTING))
+        print(f"and per pair: {num_search_trials(options)} search trials, their confirmation and the winner: at most {per_pair} trainings")
+    print(f"{len(configs)} trials known, {len(done)} done; multiply-adds left: {total:.3g} known, at most {dynamic:.3g} for the searches")
+
+
+def top_k_of(options: SweepOptions) -> int:
+    """Return how many settings of a study are confirmed."""
+    return options.top_k if options.top_k is not None else PRESETS[options.preset].top_k
+
+
+def main() -> int:
+    """Run the command; return its exit status: 0 only if the sweep is complete."""
+    options = parse(SweepOptions)
+    if options.dry_run:
+        print_plan(options)
+        return 0
+    out = options.out.resolve()
+    store = ResultStore(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / "driver.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        refuse(f"--out is {options.out}, in which another driver is at work; accepted: another folder, or wait for it to end")
+    except OSError as error:
+        refuse(f"--out is {options.out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
+    with lock:
+        return run_locked(options, store)
+
+
+def run_locked(options: SweepOptions, store: ResultStore) -> int:
+    """Run the sweep while this process holds the folder's lock."""
+    from hsakd.data import load_dataset  # torch is imported from here on, not for --help or --dry-run
+    from sweeps.engine import EngineOptions, NoGpus, run_schedule
+
+    out = store.root
+    data_dir = options.data_dir.resolve() if options.data_dir is not None else None
+    try:
+        schedule = Schedule(options, store, lambda config: finished_on_disk(store, config))
+        load_dataset(schedule.factory.data, data_dir, download=options.download)
+    except (ValueError, KeyError) as error:
+        refuse(str(error.args[0]))
+    engine = EngineOptions(
+        out=out,
+        gpus=options.gpus,
+        trials_per_gpu=options.trials_per_gpu,
+        threads=options.threads,
+        max_failures=options.max_failures,
+        reuses_workers=PRESETS[options.preset].reuses_workers,
+        address=options.address,
+        requires_gpus=options.require_gpus,
+        run=options.run,
+        context={
+            "data_dir": data_dir,
+            "device": "cuda" if options.gpus else "cpu",
+            "num_threads": options.threads,
+            "checkpoint_minutes": options.checkpoint_minutes,
+            "keep_checkpoints": options.keep_checkpoints,
+            "bank_dir": options.bank_dir.resolve() if options.bank_dir is not None else None,
+            "bank_budget_bytes": None if options.bank_budget is None else int(options.bank_budget * 1e9),
+        },
+    )
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        done = len(schedule.done)
+        total = done + len(schedule.running) + schedule.num_waiting
+        print(f"[{time.monotonic() - started:6.0f} s  {done}/{total}] {line}", flush=True)
+
+    try:
+        run_schedule(schedule, engine, say)
+    except NoGpus as error:
+        refuse(str(error))
+    return conclude(options, schedule)
+
+
+def conclude(options: SweepOptions, schedule: Schedule) -> int:
+    """Say what is done and what isn't, and the command that goes on; return the exit status."""
+    counts = Counter(record.status for record in schedule.done.values())
+    summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    if schedule.is_complete:
+        print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
+        return 0
+    command = f"python {Path(sys.argv[0])} {shlex.join(sys.argv[1:])}"
+    print(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; go on with: {command}")
+    for trial_id in sorted(schedule.failed):
+        record = schedule.done.get(trial_id)
+        reason = record.error.splitlines()[0] if record is not None and record.error else "stopped"
+        print(
+            f"failed: {trial_id} ({schedule.configs[trial_id].network}): {reason}; see {options.out}/errors/{trial_id}.txt", file=sys.stderr
+        )
+    return INTERRUPTED if schedule.is_stopping else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,259 @@
+"""What to run next: the work-list, the searches and the truth on disk; knows nothing of Ray, so that a virtual clock can drive it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+
+from hsakd.config import TrialConfig
+from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
+from sweeps.cli import SweepOptions
+from sweeps.presets import PRESETS
+from sweeps.search import PairSearch, make_pruner, open_storage, repair_journal
+from sweeps.worklist import (
+    PAPER_SETTING,
+    Pair,
+    Setting,
+    TrialFactory,
+    known_work,
+    num_search_trials,
+    num_train_images,
+    pairs_of,
+    seeds_of,
+    training_multi_adds,
+)
+
+IsFinished = Callable[[TrialConfig], TrialRecord | None]
+TUNED = "HSAKD-tuned"
+
+
+def cost_of(config: TrialConfig) -> float:
+    """Return a trial's cost in multiply-adds."""
+    return training_multi_adds(config, num_train_images(config))
+
+
+class Schedule:
+    """Emits trials whose requirements are done: the longest remaining path first, then searches, confirmations and winners.
+
+    `finished` looks a trial up in the result folder. Every trial is emitted at most once; `entries` is the plan as far as it is known.
+    """
+
+    def __init__(self, options: SweepOptions, store: ResultStore, finished: IsFinished) -> None:
+        self.options, self.store, self.finished = options, store, finished
+        self.factory = TrialFactory(options)
+        self.entries: list[PlanEntry] = []
+        self.configs: dict[str, TrialConfig] = {}
+        self.done: dict[str, TrialRecord] = {}
+        self.running: set[str] = set()
+        self.failed: set[str] = set()
+        self.numbers: dict[str, list[tuple[PairSearch, int]]] = {}
+        self.is_stopping = False
+        self.lines: set[tuple[str, str, str, str, int]] = set()
+        for entry, config in known_work(options):
+            self._add(entry, config)
+        self.searches: dict[str, PairSearch] = {}
+        self.search_teachers: dict[str, TrialConfig] = {}
+        self.phases: dict[str, str] = {}
+        if TUNED in options.methods:
+            store.root.mkdir(parents=True, exist_ok=True)
+            repair_journal(store.journal_path)
+            storage = open_storage(store.journal_path)
+            for pair in pairs_of(options):
+                pruner = make_pruner(options.pruner, self.factory.optim.epochs)
+                search = PairSearch(pair, storage, num_trials=num_search_trials(options), pruner=pruner)
+                self.searches[pair.name] = search
+                self.search_teachers[pair.name] = self.factory.joint_teacher(pair.teacher, 0, for_search=True)
+                self.phases[pair.name] = "search"
+                for trial in search.study.get_trials(deepcopy=False):
+                    if trial.state.name != "WAITING" and trial.params:
+                        self._plan_search(search, trial.number)
+        self._advance()
+
+    def _add(self, entry: PlanEntry, config: TrialConfig) -> None:
+        for requirement in config.requirements():
+            self._require(requirement)
+        self._require(config)
+        line = (entry.purpose, entry.method, f"{entry.teacher}-{entry.student}", entry.trial_id, entry.seed)
+        if line not in self.lines:
+            self.lines.add(line)
+            self.entries.append(entry)
+
+    def _require(self, config: TrialConfig) -> None:
+        for requirement in config.requirements():
+            self._require(requirement)
+        if config.trial_id in self.configs:
+            return
+        self.configs[config.trial_id] = config
+        record = self.finished(config)
+        if record is not None:
+            self.done[config.trial_id] = record
+
+    def next_trial(self) -> TrialConfig | None:
+        """Return a trial to start, or None if nothing can start now."""
+        if self.is_stopping:
+            return None
+        candidates = [config for config in self.configs.values() if self._can_start(config)]
+        if candidates:
+            paths = self._longest_paths()
+            chosen = max(candidates, key=lambda config: paths[config.trial_id])
+        else:
+            asked = self._ask()
+            if asked is None:
+                return None
+            chosen = asked
+        self.running.add(chosen.trial_id)
+        return chosen
+
+    def _can_start(self, config: TrialConfig) -> bool:
+        trial_id = config.trial_id
+        if trial_id in self.done or trial_id in self.running or trial_id in self.failed:
+            return False
+        return all(self._is_usable(requirement) for requirement in config.requirements())
+
+    def _is_usable(self, config: TrialConfig) -> bool:
+        return config.trial_id in self.done and self.done[config.trial_id].status == "complete"
+
+    def _longest_paths(self) -> dict[str, float]:
+        """Return each trial's own cost plus the longest chain of those that wait for it."""
+        dependants: dict[str, list[str]] = {}
+        for config in self.configs.values():
+            for requirement in config.requirements():
+                dependants.setdefault(requirement.trial_id, []).append(config.trial_id)
+        paths: dict[str, float] = {}
+
+        def path(trial_id: str) -> float:
+            if trial_id not in paths:
+                tail = max((path(dependant) for dependant in dependants.get(trial_id, [])), default=0.0)
+                paths[trial_id] = cost_of(self.configs[trial_id]) + tail
+            return paths[trial_id]
+
+        for trial_id in self.configs:
+            path(trial_id)
+        for name, teacher in self.search_teachers.items():
+            student_cost = cost_of(self.factory.hsakd(self.searches[name].pair, 0, teacher))
+            paths[teacher.trial_id] += 3 * student_cost  # a search trial, a confirmation and a report follow one another
+        return paths
+
+    def _ask(self) -> TrialConfig | None:
+        ready = [name for name, search in self.searches.items() if search.num_left() and self._is_usable(self.search_teachers[name])]
+        if not ready:
+            return None
+        search = self.searches[max(ready, key=lambda name: self.searches[name].num_left())]
+        config = self._plan_search(search, search.ask())
+        if config.trial_id in self.done:  # the same setting was already run
+            self.complete(config.trial_id, self.done[config.trial_id])
+            return self._ask()
+        return config if self._can_start(config) else self._ask()
+
+    def _plan_search(self, search: PairSearch, number: int) -> TrialConfig:
+        """Put a study's trial into the plan; tell it at once where the result folder knows its end."""
+        config = self.factory.hsakd(search.pair, 0, self.search_teachers[search.pair.name], search.setting(number))
+        self._add(self._entry(search.pair, "search", "search", config, study=search.pair.name, study_number=number), config)
+        self.numbers.setdefault(config.trial_id, []).append((search, number))
+        if search.study.get_trials(deepcopy=False)[number].user_attrs.get("trial_id") != config.trial_id and number in search.running():
+            search.remember(number, config.trial_id)
+        if config.trial_id in self.done:
+            search.tell(number, self.done[config.trial_id])
+        return config
+
+    def _entry(
+        self, pair: Pair, purpose: str, method: str, config: TrialConfig, *, seed: int = 0, study: str = "", study_number: int | None = None
+    ) -> PlanEntry:
+        return PlanEntry(
+            trial_id=config.trial_id,
+            purpose=purpose,
+            method=method,
+            teacher=pair.teacher,
+            student=pair.student,
+            seed=seed,
+            study=study,
+            study_number=study_number,
+            config_json=config.to_json(),
+        )
+
+    def on_epoch(self, trial_id: str, metrics: EpochMetrics) -> bool:
+        """Pass an epoch on to the study; return whether the trial should be pruned."""
+        verdicts = [search.should_prune(number, metrics) for search, number in self.numbers.get(trial_id, [])]  # each study hears of it
+        return any(verdicts)
+
+    def complete(self, trial_id: str, record: TrialRecord) -> None:
+        """Take note of a trial's end, as its record in the result folder says."""
+        self.running.discard(trial_id)
+        self.done[trial_id] = record
+        if record.status in ("failed", "out_of_memory"):
+            self.failed.add(trial_id)
+        for search, number in self.numbers.get(trial_id, []):
+            search.tell(number, record)
+        self._advance()
+
+    def interrupt(self, trial_id: str) -> None:
+        """Take note that a trial was stopped and is to go on later."""
+        self.running.discard(trial_id)
+
+    def _advance(self) -> None:
+        """Move each pair from search to confirmation to its reported winner, as soon as the results are there."""
+        for name, search in self.searches.items():
+            if self.phases[name] == "search" and not search.num_left() and not search.running():
+                for setting in [PAPER_SETTING, *search.best(self._top_k())]:
+                    for seed in seeds_of(self.options):
+                        config = self.factory.hsakd(search.pair, seed, self.search_teachers[name], setting)
+                        self._add(
+                            self._entry(
+                                search.pair, "confirm", "confirm", config, seed=seed, study=name, study_number=search.number_of(setting)
+                            ),
+                            config,
+                        )
+                self.phases[name] = "confirm"
+            if self.phases[name] == "confirm":
+                winner = self._winner(search)
+                if winner is not None:
+                    for seed in seeds_of(self.options):
+                        config = self.factory.hsakd(search.pair, seed, self.factory.joint_teacher(search.pair.teacher, 0), winner)
+                        self._add(self._entry(search.pair, "report", TUNED, config, seed=seed), config)
+                    self.phases[name] = "report"
+
+    def _top_k(self) -> int:
+        return self.options.top_k if self.options.top_k is not None else PRESETS[self.options.preset].top_k
+
+    def _winner(self, search: PairSearch) -> Setting | None:
+        """Return the setting of the best mean validation accuracy over all seeds, once every confirmation has ended."""
+        means: list[tuple[float, Setting]] = []
+        for setting in [PAPER_SETTING, *search.best(self._top_k())]:
+            values = []
+            for seed in seeds_of(self.options):
+                record = self.done.get(self.factory.hsakd(search.pair, seed, self.search_teachers[search.pair.name], setting).trial_id)
+                if record is None:
+                    return None
+                values.append(record.top1_val if record.status == "complete" and record.top1_val is not None else float("-inf"))
+            means.append((fmean(values), setting))
+        return max(means, key=lambda pair: pair[0])[1]
+
+    @property
+    def num_waiting(self) -> int:
+        """Trials known so far that are neither done, running nor failed, plus searches not yet asked for."""
+        known = sum(trial_id not in self.done and trial_id not in self.running for trial_id in self.configs)
+        return known + sum(search.num_left() for search in self.searches.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every trial of the sweep, searches and winners included, has ended without failure."""
+        return not self.failed and not self.running and self.num_waiting == 0 and all(p == "report" for p in self.phases.values())
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing runs and nothing can start any more."""
+        if self.running:
+            return False
+        can_ask = any(s.num_left() and self._is_usable(self.search_teachers[n]) for n, s in self.searches.items())
+        return not can_ask and not any(self._can_start(config) for config in self.configs.values())
+
+    def plan(self) -> list[PlanEntry]:
+        """Return the plan, with searches not yet asked for as lines without a trial id."""
+        waiting = []
+        for name, search in self.searches.items():
+            entry = PlanEntry(
+                trial_id="", purpose="search", method="search", teacher=search.pair.teacher, student=search.pair.student, study=name
+            )
+            waiting += [entry] * search.num_left()
+            if self.phases[name] != "report":
+                waiting += [replace(entry, purpose="report", method=TUNED, study="", seed=seed) for seed in seeds_of(self.options)]
+        return self.entries + waiting

@@ -110,8 +110,19 @@ def load(folders: Sequence[Path]) -> Results:
         elif not plans[-1].num_rows:
             notes.append(f"{folder.name} has {table.num_rows} trials but no readable plan.parquet, so no table knows what they are for.")
     frame = _merge_trials(pa.concat_tables(trials), notes)
-    plan = pa.concat_tables(plans).to_pandas().drop_duplicates(_PLAN_KEY)
+    plan = _merge_plans(pa.concat_tables(plans).to_pandas())
     return Results(folders=tuple(folders), trials=frame, entries=_join(plan, frame, broken), notes=notes)
+
+
+def _merge_plans(plan: pd.DataFrame) -> pd.DataFrame:
+    """Keep each line once; a line whose trial was not known yet gives way to the same line of another folder that knows it."""
+    known = plan[plan["trial_id"] != ""].drop_duplicates(_PLAN_KEY)
+    unknown = plan[plan["trial_id"] == ""]
+    place = [name for name in _PLAN_KEY if name not in ("trial_id", "study_number")]
+    is_known = (
+        pd.MultiIndex.from_frame(unknown[place]).isin(pd.MultiIndex.from_frame(known[place])) & (unknown["purpose"] == "report").to_numpy()
+    )
+    return pd.concat([known, unknown[~is_known]])
 
 
 def _read_plan(folder: Path, notes: list[str]) -> pa.Table:
@@ -263,7 +274,7 @@ def make_cell(
     entries: pd.DataFrame, *, selection: str, where: str, notes: list[str], force: bool = False, column: str | None = None
 ) -> Cell:
     """Return one cell from the entries of its seeds; sentences on what is missing or refused go to `notes`."""
-    entries = entries.drop_duplicates("trial_id")
+    entries = entries.drop_duplicates(["trial_id", "seed", "teacher_seed"])  # a trial not yet known has no id
     if entries.empty:
         return Cell(text="-")
     done = entries[entries["status"] == "complete"]

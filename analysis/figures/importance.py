@@ -28,6 +28,6 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     panel.set_ylabel("share of the variance")
     panel.set_ylim(0, 1.25)
     panel.legend(fontsize=7, ncols=3, loc="upper center")
-    ids = tuple(sorted({trial.trial_id for study, _ in found.values() for trial in study.complete}))
-    caption = "fANOVA over the complete search trials of each study, on validation accuracy; not causal, and rough with few trials."
+    ids = tuple(sorted({trial.trial_id for study, _ in found.values() for trial in study.judged}))
+    caption = "fANOVA over complete search trials (at most 100 a study, evenly thinned), on validation accuracy; rough with few trials."
     return [Drawing(name="importance", title="Importance of the parameters", caption=caption, figure=figure, trial_ids=ids)]

@@ -1,19 +1,15 @@
 """Size and cost of the networks in the results."""
 
-import importlib
-
 from analysis.aggregate import Results
 from analysis.artefact import NothingToShow, Options
 from analysis.table import Cell, Table
+from hsakd.network_table import network_table
 
 
 def build(results: Results, options: Options) -> list[Table]:
     """Return parameters and multiply-adds of every network of the work-list, at 32 px and 100 classes."""
     del options
-    try:
-        facts = importlib.import_module("hsakd.network_table").NETWORK_TABLE
-    except (ImportError, AttributeError, OSError) as error:
-        raise NothingToShow("Networks: the network table is not installed.") from error
+    facts = network_table()
     used = {str(name) for column in ("teacher", "student", "network") for name in results.entries[column].dropna()} & set(facts)
     if not used:
         raise NothingToShow("Networks: the results name no known network.")

@@ -1,6 +1,6 @@
 """What each study found: its best setting, what mattered, and what the paper's setting gives away."""
 
-from analysis.aggregate import Results
+from analysis.aggregate import Results, setting_of
 from analysis.artefact import NothingToShow, Options
 from analysis.search import SearchTrial, Study, studies_of
 from analysis.table import Cell, Table
@@ -68,8 +68,10 @@ def _confirmed(results: Results, study: Study) -> Cell:
     done = entries[(entries["status"] == "complete") & entries["top1_val"].notna()]
     if done.empty:
         return Cell(text="-" if entries.empty else "waiting")
-    means = {number: group["top1_val"].astype(float).to_list() for number, group in done.groupby(done["study_number"].astype(int))}
-    winner = max(means, key=lambda number: (sum(means[number]) / len(means[number]), -int(str(number))))
-    ids = tuple(done.loc[done["study_number"] == winner, "trial_id"])
-    mean = sum(means[winner]) / len(means[winner])
-    return Cell(text=f"trial {winner}: {mean:.2f} ({len(means[winner])}) of {len(means)} settings", mean=mean, trial_ids=ids)
+    settings = dict(list(done.groupby(done["config_json"].map(setting_of))))
+    means = {key: float(group["top1_val"].mean()) for key, group in settings.items()}
+    winner = max(sorted(means, key=str), key=lambda key: means[key])
+    row = settings[winner].iloc[0]
+    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in dict(row["weights"]).items() if name != "task")
+    text = f"temperature {row['temperature']:.3g}, {weights}: {means[winner]:.2f} ({len(settings[winner])}), best of {len(means)}"
+    return Cell(text=text, mean=means[winner], trial_ids=tuple(settings[winner]["trial_id"]))

@@ -174,7 +174,18 @@ class Folder:
             )
             status = "pruned" if number == 3 else "complete"
             more = {"study": f"{self.teacher}-{self.student}", "study_number": number}
-            self.add(config, "search", "HSAKD-tuned", 77 - abs(temperature - 4) * 0.3, status=status, **more)
+            self.add(config, "search", "search", 77 - abs(temperature - 4) * 0.3, status=status, **more)
+        for temperature in (3.0, 4.0):
+            for seed in range(seeds):
+                config = self.config(
+                    self.student, validation=0.1, terms=ALL_TERMS, temperature=temperature, teacher=search_teacher, seed=seed
+                )
+                self.add(config, "confirm", "confirm", 76 + temperature, study=f"{self.teacher}-{self.student}")
+
+    def await_tuned(self, seeds: int = 3) -> None:
+        """Add the lines that the sweep writes for trials it does not know yet: they have no id."""
+        line = PlanEntry(trial_id="", purpose="report", method="HSAKD-tuned", teacher=self.teacher, student=self.student)
+        self.plan += [dataclasses.replace(line, seed=seed) for seed in range(seeds)]
 
 
 @pytest.fixture

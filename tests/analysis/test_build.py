@@ -113,3 +113,18 @@ def test_trials_of_different_settings_are_refused_unless_forced(folder: Make) ->
     assert cell(run.root / "tables/table1.csv", "Student")["text"] == "refused"
     assert main([str(run.root), "--force"]) == 0
     assert cell(run.root / "tables/table1.csv", "Student")["text"].endswith("!")
+
+
+def test_lines_without_a_trial_id_wait_until_another_folder_knows_them(folder: Make, tmp_path: Path) -> None:
+    first, second = folder("one", dataset="digits"), folder("two", dataset="digits")
+    first.pair()
+    first.await_tuned()
+    second.pair()
+    for seed in range(3):
+        config = second.config(second.student, seed=seed, temperature=7.0, teacher=second.teachers()[2])
+        second.add(config, "report", "HSAKD-tuned", 80.0)
+    assert main([str(first.write())]) == 0
+    assert cell(first.root / "tables/table1.csv", "HSAKD-tuned")["text"] == "waiting"
+    assert "3 of 3 trials not finished yet" in (first.root / "tables/table1.md").read_text()
+    assert main([str(first.root), str(second.write()), "--out", str(tmp_path / "out")]) == 0
+    assert cell(tmp_path / "out/table1.csv", "HSAKD-tuned")["text"] == "80.00 ± 0.00 (3)"

@@ -20,7 +20,12 @@ class Command:
         self.out = out
 
     def start(self, *arguments: str, run: str = "trainables:quick", epoch_seconds: float = 0.0) -> subprocess.Popen[str]:
-        environment = {**os.environ, "HSAKD_TEST_EPOCH_SECONDS": str(epoch_seconds), "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+        environment = {
+            **os.environ,
+            "HSAKD_RUN": run,
+            "HSAKD_TEST_EPOCH_SECONDS": str(epoch_seconds),
+            "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        }
         line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--preset", "digits", "--out", str(self.out), *arguments]
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -54,4 +59,5 @@ class Command:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
+    """The command with a result folder of its own."""
     return Command(tmp_path / "out")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -72,7 +72,8 @@ class SweepOptions:
     """Refuse to start with fewer GPUs than --gpus."""
     dry_run: bool = False
     """Print the work-list and its cost; start nothing."""
-    run: Annotated[str, tyro.conf.Suppress] = "hsakd.training.trial:run_trial"
+    run: str = "hsakd.training.trial:run_trial"
+    """MODULE:NAME of the function that runs a trial; another one for tests of the engine."""
 
     def __post_init__(self) -> None:
         preset = PRESETS[self.preset]

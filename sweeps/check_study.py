@@ -25,7 +25,8 @@ def differences(store: ResultStore) -> list[str]:
     """Return a sentence for each study trial whose state, value or intermediate values differ from its record."""
     records, storage, found = read_records(store), open_storage(store.journal_path), []
     for summary in optuna.get_all_study_summaries(storage):
-        study, seen = optuna.load_study(study_name=summary.study_name, storage=storage), {}
+        study = optuna.load_study(study_name=summary.study_name, storage=storage)
+        seen: dict[str, int] = {}
         for trial in study.get_trials(deepcopy=False):
             name, trial_id = f"{summary.study_name} trial {trial.number}", trial.user_attrs.get(TRIAL_ID, "")
             record = records.get(trial_id)

@@ -1,5 +1,6 @@
 """`python sweeps/run_pairs.py`: the main command. Trains teachers and students of every pair, searches, confirms, records."""
 
+import os
 import shlex
 import sys
 import time
@@ -16,6 +17,8 @@ from sweeps.schedule import Schedule, cost_of
 from sweeps.worklist import PAPER_SETTING, TrialFactory, known_work, num_search_trials, pairs_of, seeds_of
 
 INTERRUPTED = 130
+DEFAULT_RUN = "hsakd.training.trial:run_trial"
+RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
 
 
 def finished_on_disk(store: ResultStore, config: TrialConfig) -> TrialRecord | None:
@@ -98,6 +101,7 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
         address=options.address,
         requires_gpus=options.require_gpus,
         run=options.run,
+        run=os.environ.get(RUN_VARIABLE, DEFAULT_RUN),
         context={
             "data_dir": data_dir,
             "device": "cuda" if options.gpus else "cpu",

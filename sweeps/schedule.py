@@ -207,7 +207,12 @@ class Schedule:
                 for setting in [PAPER_SETTING, *search.best(self._top_k())]:
                     for seed in seeds_of(self.options):
                         config = self.factory.hsakd(search.pair, seed, self.search_teachers[name], setting)
-                        self._add(self._entry(search.pair, "confirm", "confirm", config, seed=seed, study=name), config)
+                        self._add(
+                            self._entry(
+                                search.pair, "confirm", "confirm", config, seed=seed, study=name, study_number=search.number_of(setting)
+                            ),
+                            config,
+                        )
                         self.stages_after.setdefault(config.trial_id, (name, 1))
                 self.phases[name] = "confirm"
             if self.phases[name] == "confirm":

@@ -110,6 +110,12 @@ class PairSearch:
         taps = None if placement == self.placements[0] else tuple(int(tap) for tap in placement.split("+"))
         return Setting(temperature=float(params["temperature"]), kl_q=float(params["kl_q"]), kl_p=float(params["kl_p"]), taps=taps)
 
+    def number_of(self, setting: Setting) -> int:
+        """Return the number of the first trial that had this setting."""
+        return next(
+            trial.number for trial in self.study.get_trials(deepcopy=False) if trial.params and self.setting(trial.number) == setting
+        )
+
     def remember(self, number: int, trial_id: str) -> None:
         """Note the trial's id in the journal."""
         self._trial(number).set_user_attr(TRIAL_ID, trial_id)

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from hsakd.models import count_multi_adds, count_parameters, create_network, network_names
+from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, network_names
 from hsakd.network_table import TABLE_FILE, NetworkFacts
 
 
@@ -16,10 +16,10 @@ def facts_of(name: str) -> NetworkFacts:
     """Count one network."""
     is_imagenet = name.endswith("_imagenet")
     size, num_classes = (224, 1000) if is_imagenet else (32, 100)
-    network = create_network(name, num_classes=num_classes)
+    network = HierarchicalNet.on_meta(name, num_classes=num_classes)
     parameters, multi_adds = count_parameters(network), count_multi_adds(network, size)
     with torch.no_grad():
-        features = network.to("meta").eval()(torch.empty(1, 3, size, size, device="meta")).features
+        features = network.eval()(torch.empty(1, 3, size, size, device="meta")).features
     return NetworkFacts(
         num_classes=num_classes,
         image_size=size,

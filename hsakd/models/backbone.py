@@ -39,8 +39,9 @@ class PartInit:
 class BackboneSpec:
     """A whole backbone: `stem()` gives `stem_channels` maps, `neck()` stands between the last stage and global pooling.
 
-    `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside); `head` is their name of
-    the linear layer; `stem_channels_last` is the measured preference of the family's convolutions.
+    `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside);
+    `prefers_channels_last` is the measured preference of the family's convolutions. `extractor`, if there is one, stands for stem and
+    stages in the backbone (a timm model): rows -> the maps of all stages.
     """
 
     family: str
@@ -53,6 +54,7 @@ class BackboneSpec:
     branch_init: PartInit
     neck_in_extractor: bool = False
     prefers_channels_last: bool = False
+    extractor: Callable[[], nn.Module] | None = None
 
 
 SpecFactory = Callable[[], BackboneSpec]

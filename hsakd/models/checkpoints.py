@@ -1,48 +1,43 @@
-"""Weight files of the field into our networks, and ours out: formats are recognized by content, nothing is executed, wrong files fail.
+"""Reading the field's weight files into our networks, and writing ours.
 
-`authors_keys.json.gz` lists the tensors of the authors' networks in state_dict order; within backbone, extractor, neck and fc our modules
-register theirs in the same order, so the mapping is by position, checked by shape.
+A file's format is recognized by its content: ours (safetensors with the network's name), the authors' (`net`), CRD's (`model`), SSKD's
+(`state_dict`), torchvision's and plain state dicts in the authors' key names. Pickles are read with `weights_only=True`: one that holds
+anything but weights is refused without being executed.
 """
 
-import gzip
 import hashlib
-import json
+import os
 import pickle
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
 
+from hsakd.models.authors import authors_keys, has_authors_layout
 from hsakd.models.network import HierarchicalNet
-from hsakd.records import replacing
 
-Origin = Literal["hsakd", "crd", "sskd"]
-OUR_FORMAT = "hsakd-sweeper"
-AUTHORS_NAMES = {
-    "resnet50": "ResNet50",
-    "resnet18": "ResNet18",
-    "resnet34": "ResNet34",
-    "mobilenetv2_half": "mobilenetV2",
-    "mobilenetv2_half_s2": "mobilenetV2",
-    "shufflenet_v1": "ShuffleV1",
-    "shufflenet_v2": "ShuffleV2",
-}
-MOBILENET_OF_ORIGIN = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
+Origin = Literal["ours", "hsakd", "crd", "sskd", "torchvision", "plain"]
+Layout = Literal["ours", "hsakd"]
+
+_WRAPPERS: Mapping[str, Origin] = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
+_MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
+"""Who uses which stem stride: the state dicts can't tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadReport:
-    """What `load_weights` did: the recognized format, our names of what was loaded, is missing in the file, or was not needed from it."""
+    """What `load_weights` did.
 
-    format: str
+    `loaded` and `missing` are our names: `missing` are tensors that the file doesn't have (auxiliary classifiers of a backbone-only file,
+    `num_batches_tracked`); `ignored` are auxiliary classifiers of the file that the network was built without.
+    """
+
+    format: Origin
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -50,188 +45,207 @@ class LoadReport:
     @property
     def is_backbone_only(self) -> bool:
         """Whether no auxiliary classifier was loaded."""
-        return not any(name.startswith("auxiliary_classifiers") for name in self.loaded)
+        return not any(name.startswith("auxiliary_classifiers.") for name in self.loaded)
+
+    def __str__(self) -> str:
+        left_out = f", without {len(self.missing)} tensors that the file lacks" if self.missing else ""
+        return f"{'backbone' if self.is_backbone_only else 'network'} loaded, format {self.format!r}: {len(self.loaded)} tensors{left_out}"
 
 
-def load_weights(network: HierarchicalNet, source: str | Path | Mapping[str, object], *, origin: Origin | None = None) -> LoadReport:
-    """Load a weights file (or what `torch.load` returned of one) into `network`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Weights:
+    tensors: dict[str, Tensor]
+    origin: Origin
+    network: str | None
 
-    Recognized: ours (safetensors), the authors' (`net`), CRD's (`model`), SSKD's (`state_dict`), torchvision's and plain state dicts in the
-    authors' key names. `origin` states where a plain file is from, which decides between the two MobileNetV2. Absent
-    `num_batches_tracked` are tolerated; a backbone-only file loads the backbone, and the report says so.
+
+def load_weights(
+    network: HierarchicalNet, source: str | os.PathLike[str] | Mapping[str, object], *, origin: Origin | None = None
+) -> LoadReport:
+    """Load a weights file, or a state dict, into `network`; a backbone-only file loads the backbone and says so.
+
+    `origin` states where a file comes from when its content can't tell: MobileNetV2 of the authors (stem stride 1) and of CRD and SSKD
+    (stride 2) have the same keys and shapes.
 
     Raises:
-        ValueError: not a weights file, or one of another architecture or class count; the first differing key and both shapes are named.
+        ValueError: no such file, not a weights file, truncated, of another network or class count; the message names the first differing
+            key and both shapes. The network is unchanged.
     """
-    content, metadata = (source, {}) if isinstance(source, Mapping) else _read(Path(source))
-    label = "state dict" if isinstance(source, Mapping) else Path(source).name
-    kind, tensors = _recognize(content, metadata, label)
-    names = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    if kind == "ours":
-        if metadata.get("network", network.name) != network.name:
-            raise ValueError(f"{label} holds network {metadata['network']!r}; accepted here: {network.name!r}")
-    else:
-        if kind == "crd":
-            names = {re.sub(r"^classifier\.0\.", "classifier.", name): tensor for name, tensor in names.items()}
-        if any(name.startswith("auxiliary_classifier.") for name in names) and kind == "plain":
-            kind = "hsakd"
-        _check_mobilenet(network.name, origin or kind, label)
-        names = _to_our_names(network, names, label)
-    own = network.state_dict()
-    with_branches = any(name.startswith("auxiliary_classifiers.") for name in names)
-    ignored = tuple(name for name in names if name not in own and _is_absent_branch(name, network))
-    for name, tensor in names.items():
-        if name not in own and name not in ignored:
-            raise ValueError(f"{label}: unexpected {name!r} of shape {tuple(tensor.shape)}; {network.name} has no such tensor")
-        if name in own and own[name].shape != tensor.shape:
-            raise ValueError(f"{label}: {name!r} has shape {tuple(tensor.shape)}; {network.name} needs {tuple(own[name].shape)}")
-    wanted = [name for name in own if with_branches or name.startswith("backbone.")]
-    lacking = [name for name in wanted if name not in names and not name.endswith("num_batches_tracked")]
-    if lacking:
-        raise ValueError(f"{label}: no tensor for {lacking[0]!r} of shape {tuple(own[lacking[0]].shape)}, which {network.name} needs")
-    loaded = {name: tensor for name, tensor in names.items() if name in own}
-    network.load_state_dict(loaded, strict=False)
-    return LoadReport(format=kind, loaded=tuple(loaded), missing=tuple(name for name in own if name not in loaded), ignored=ignored)
+    label = "state dict" if isinstance(source, Mapping) else str(Path(source))
+    weights = _unwrap(source, label) if isinstance(source, Mapping) else _read(Path(source))
+    is_file = not isinstance(source, Mapping)
+    weights = _Weights(tensors=weights.tensors, origin=origin or weights.origin, network=weights.network)
+    if weights.network is not None and weights.network != network.name:
+        raise ValueError(f"{label}: holds {weights.network}, not {network.name}")
+    given, is_ours = _in_our_keys(network, weights.tensors, label)
+    if network.spec.family == "mobilenetv2" and weights.network is None:
+        stated = weights.origin if not is_ours or is_file else "ours"
+        _check_mobilenet(network.name, label, origin or stated, has_branches=any(key.startswith("auxiliary") for key in given))
+    return _load(network, given, label, "ours" if is_ours and origin is None else _format(network, weights.origin))
 
 
-def weights_sha256(network: HierarchicalNet) -> str:
-    """Return the digest of all tensors' names, shapes and bytes (a file's own bytes vary with the order of its metadata)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _format(network: HierarchicalNet, origin: Origin) -> Origin:
+    return "torchvision" if origin == "plain" and network.spec.family == "imagenet_resnet" else origin
 
 
-def save_weights(network: HierarchicalNet, file: str | Path, layout: Literal["ours", "hsakd"] = "hsakd") -> None:
-    """Write the weights atomically: "ours" as safetensors with the network's name, "hsakd" as a file that the authors' code could load."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    with replacing(Path(file)) as temporary:
-        if layout == "ours":
-            metadata = {"format": OUR_FORMAT, "network": network.name, "num_classes": str(network.num_classes)}
-            save_file(state, temporary, metadata=metadata)
-        else:
-            theirs = dict(zip(_our_order(network), authors_keys(network), strict=True))
-            ordered = {theirs[name]: state[name] for name in _our_order(network)}
-            in_order = {key: ordered[key] for key in authors_keys(network)}
-            torch.save({"net": in_order, "acc": 0.0, "epoch": 0}, temporary)
+def _check_mobilenet(name: str, label: str, origin: Origin, *, has_branches: bool) -> None:
+    if origin == "ours":
+        return
+    if origin == "plain" and has_branches:
+        origin = "hsakd"  # CRD and SSKD have no auxiliary classifiers under these names
+    expected = _MOBILENETS.get(origin)
+    if expected is None:
+        raise ValueError(
+            f"{label}: the stem's stride can't be told from these weights (mobilenetv2_half has 1, mobilenetv2_half_s2 has 2); "
+            "say where they come from: origin='hsakd' (stride 1), 'crd' or 'sskd' (stride 2), or 'ours'"
+        )
+    if expected != name:
+        raise ValueError(f"{label}: {origin} weights of MobileNetV2 are {expected}, not {name} (the stem's stride differs)")
 
 
-def _read(path: Path) -> tuple[Mapping[str, object], dict[str, str]]:
-    """Return a file's content and metadata; raises ValueError naming the file where it is not weights."""
+def _load(network: HierarchicalNet, given: dict[str, Tensor], label: str, origin: Origin) -> LoadReport:
+    expected = network.state_dict()
+    order = list(authors_keys(network)) if has_authors_layout(network) else list(expected)
+    has_branches = any(key.startswith("auxiliary_classifiers.") for key in given)
+    wanted = [key for key in order if has_branches or key.startswith("backbone.")]
+    present_branches = tuple(f"auxiliary_classifiers.{tap}." for tap in network.taps)
+    ignored = tuple(key for key in given if key.startswith("auxiliary_classifiers.") and not key.startswith(present_branches))
+
+    def refuse(key: str) -> ValueError:
+        there = tuple(given[key].shape) if key in given else "nothing"
+        here = tuple(expected[key].shape) if key in expected else "nothing"
+        text = f"{network.name} with {network.num_classes} classes and {network.num_rotations} rotations"
+        return ValueError(f"{label}: first difference at {key!r}: the file has {there}, {text} has {here}")
+
+    for key in wanted:
+        if key not in given and key.endswith("num_batches_tracked"):
+            continue
+        if key not in given or given[key].shape != expected[key].shape:
+            raise refuse(key)
+        if given[key].is_floating_point() != expected[key].is_floating_point():
+            raise ValueError(f"{label}: {key!r} is {given[key].dtype}, {network.name} has {expected[key].dtype}")
+    for key in given:
+        if key not in expected and key not in ignored:
+            raise refuse(key)
+    chosen = {key: given[key] for key in wanted if key in given}
+    network.load_state_dict(chosen, strict=False)
+    return LoadReport(
+        format=origin,
+        loaded=tuple(chosen),
+        missing=tuple(key for key in order if key not in chosen),
+        ignored=ignored,
+    )
+
+
+def _in_our_keys(network: HierarchicalNet, tensors: dict[str, Tensor], label: str) -> tuple[dict[str, Tensor], bool]:
+    """Return the tensors under our keys, and whether they were ours already; keys that mean nothing here stay as they are."""
+    if any(key.startswith(("auxiliary_classifiers.", "backbone.stages.", "backbone.stem.", "backbone.extractor.")) for key in tensors):
+        return tensors, True
+    if not has_authors_layout(network):
+        raise ValueError(f"{label}: {network.name} reads only files that this project wrote")
+    if any(key.startswith("net1.") for key in tensors):
+        raise ValueError(f"{label}: holds a pair of networks (net1, net2); pass the tensors of one of them, without that prefix")
+    is_plain = not any(key.startswith(("backbone.", "auxiliary_classifier.")) for key in tensors)
+    whole = HierarchicalNet.on_meta(network.name, num_classes=network.num_classes, num_rotations=network.num_rotations)
+    ours = {theirs: mine for mine, theirs in authors_keys(whole).items()}
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        theirs = f"backbone.{key}" if is_plain else key
+        if network.spec.family == "mobilenetv2":
+            theirs = theirs.replace("backbone.classifier.0.", "backbone.classifier.")  # CRD's head is a Sequential
+        renamed[ours.get(theirs, key)] = tensor
+    return renamed, False
+
+
+def _read(path: Path) -> _Weights:
     try:
         with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:9] == b"{"
-        if is_safetensors:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-            return load_file(path), metadata
+            start = file.read(9)
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror}); accepted: a weights file") from error
+    if len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: truncated or damaged safetensors file ({error})") from error
+        found = _unwrap(tensors, str(path))
+        return _Weights(tensors=found.tensors, origin=found.origin, network=metadata.get("network"))
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; accepted: a weights file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path.name} is not a weights file that can be read without executing it: {reason}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds a {type(content).__name__}; accepted: a dict of tensors, or one with net, model or state_dict")
-    return content, {}
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
+            raise ValueError(f"{path}: refused, unexecuted: this pickle holds more than weights; save its state dict alone") from error
+        raise ValueError(f"{path}: not a weights file, or truncated, or a pickle with more than weights (refused, unexecuted)") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"{path}: truncated, or not a weights file ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")
+    return _unwrap(content, str(path))
 
 
-def _recognize(content: Mapping[str, object], metadata: Mapping[str, str], label: str) -> tuple[str, dict[str, Tensor]]:
-    kinds = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
-    key = next((name for name in kinds if isinstance(content.get(name), Mapping)), None)
-    inner = content[key] if key is not None else content
-    assert isinstance(inner, Mapping)
-    tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) != len(inner):
-        raise ValueError(f"{label} holds no state dict; accepted: tensors by name, or one of them under net, model or state_dict")
-    if key is not None:
-        return kinds[key], tensors
-    ours = metadata.get("format") == OUR_FORMAT or any(name.startswith("backbone.head.") for name in tensors)
-    return ("ours" if ours else "plain"), tensors
+def _unwrap(content: Mapping[str, object], label: str) -> _Weights:
+    """Find the state dict in a checkpoint and drop DataParallel's prefix."""
+    origin: Origin = "plain"
+    for key, wrapper_origin in _WRAPPERS.items():
+        inner = content.get(key)
+        if isinstance(inner, Mapping):
+            content, origin = inner, wrapper_origin
+            break
+    if not content:
+        raise ValueError(f"{label}: holds no tensors")
+    tensors: dict[str, Tensor] = {}
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{label}: {key!r} is a {type(value).__name__}, not a tensor; accepted: a state dict, or one under net, model, state_dict"
+            )
+        tensors[key.removeprefix("module.")] = value
+    return _Weights(tensors=tensors, origin=origin, network=None)
 
 
-def _check_mobilenet(name: str, origin: str, label: str) -> None:
-    """A stride-2 file fits the stride-1 network's shapes: only its origin tells them apart."""
-    if name not in MOBILENET_OF_ORIGIN.values():
-        return
-    if origin not in MOBILENET_OF_ORIGIN:
-        raise ValueError(
-            f"{label}: a plain MobileNetV2 file fits both mobilenetv2_half and mobilenetv2_half_s2; "
-            f"state its origin, one of {', '.join(MOBILENET_OF_ORIGIN)}"
-        )
-    if MOBILENET_OF_ORIGIN[origin] != name:
-        raise ValueError(f"{label}: MobileNetV2 files of origin {origin!r} are {MOBILENET_OF_ORIGIN[origin]}, not {name}")
+def save_weights(network: HierarchicalNet, file: str | os.PathLike[str], layout: Layout = "hsakd") -> None:
+    """Write the weights, atomically: "ours" is safetensors with the network's name, "hsakd" a file that the authors' code loads.
 
-
-@cache
-def _key_table() -> dict[str, list[list[object]]]:
-    table = json.loads(gzip.decompress(files("hsakd.models").joinpath("authors_keys.json.gz").read_bytes()))
-    return {name: entry for name, entry in table.get("keys", table).items() if isinstance(entry, list)}
-
-
-def authors_keys(network: HierarchicalNet) -> list[str]:
-    """Return the authors' names of `network`'s tensors, in the order of `_our_order`; raises ValueError for networks they don't have."""
-    name = AUTHORS_NAMES.get(network.name, network.name)
-    table = _key_table()
-    if f"{name}_aux" in table:
-        keys = [str(key[0]) for key in table[f"{name}_aux"]]
-    elif name in table:
-        keys = [f"backbone.{key[0]}" for key in table[name]]
+    Raises:
+        ValueError: an unknown layout, or a network that the authors' code doesn't have.
+    """
+    path = Path(file)
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if layout == "ours":
+        metadata = {
+            "network": network.name,
+            "num_classes": str(network.num_classes),
+            "num_rotations": str(network.num_rotations),
+            "taps": ",".join(map(str, network.taps)),
+        }
+        temporary.write_bytes(save(state, metadata=metadata))
+    elif layout == "hsakd":
+        torch.save({**_authors_checkpoint(network, state), "acc": 0.0, "epoch": 0}, temporary)
     else:
-        raise ValueError(f"the authors have no network {network.name!r}; accepted layout: ours")
-    return [key for key in keys if key.startswith("backbone.") or _tap_of(key) in network.taps]
+        raise ValueError(f"layout is {layout!r}; accepted: ours, hsakd")
+    temporary.replace(path)
 
 
-def _tap_of(key: str) -> int:
-    match = re.match(r"auxiliary_classifier\.(?:block_extractor|bn|conv2_|fc)(\d+)\.", key)
-    assert match is not None, key
-    return int(match[1])
+def _authors_checkpoint(network: HierarchicalNet, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    if not has_authors_layout(network) or network.name == "mobilenetv2_half_s2":
+        raise ValueError(f"layout 'hsakd': the authors' code has no {network.name}")
+    if network.taps == ():
+        plain = {theirs.removeprefix("backbone."): state[ours] for ours, theirs in authors_keys(network).items()}
+        return {"net": plain, "state_dict": plain}  # their frozen teacher reads `state_dict`
+    if len(network.taps) != network.num_branches:
+        raise ValueError(f"layout 'hsakd': the authors' {network.name} has all {network.num_branches} branches or none, not {network.taps}")
+    return {"net": {theirs: state[ours] for ours, theirs in authors_keys(network).items()}}
 
 
-def _our_order(network: HierarchicalNet) -> list[str]:
-    """Return our tensor names in the authors' order."""
-
-    def names(prefix: str, module: nn.Module) -> list[str]:
-        return [f"{prefix}.{name}" for name in module.state_dict()]
-
-    backbone = network.backbone
-    parts = (("stem", backbone.stem), ("stages", backbone.stages), ("neck", backbone.neck), ("head", backbone.head))
-    order = [name for part, module in parts for name in names(f"backbone.{part}", module)]
-    branches = [(f"auxiliary_classifiers.{tap}", network.auxiliary_classifiers[str(tap)]) for tap in network.taps]
-    necks: list[str] = []
-    for prefix, branch in branches:
-        order += names(f"{prefix}.stages", branch.get_submodule("stages"))
-        neck = names(f"{prefix}.neck", branch.get_submodule("neck"))
-        order, necks = (order + neck, necks) if network.spec.neck_in_extractor else (order, necks + neck)
-    return order + necks + [name for prefix, branch in branches for name in names(f"{prefix}.head", branch.get_submodule("head"))]
-
-
-def _to_our_names(network: HierarchicalNet, tensors: dict[str, Tensor], label: str) -> dict[str, Tensor]:
-    """Rename a dict in the authors' key names; unknown keys keep theirs and are refused by the caller."""
-    if not any(name.startswith(("backbone.", "auxiliary_classifier.")) for name in tensors):
-        tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
-    theirs, ours = authors_keys(network), _our_order(network)
-    assert len(theirs) == len(ours), (network.name, len(theirs), len(ours))
-    renamed = dict(zip(theirs, ours, strict=True))
-    result = {}
-    for name, tensor in tensors.items():
-        if name in renamed:
-            result[renamed[name]] = tensor
-        elif name.startswith("auxiliary_classifier.") and _matches_absent_tap(name, network):
-            result[f"auxiliary_classifiers.{_tap_of(name)}.{name}"] = tensor
-        else:
-            first = next((key for key in theirs if key not in tensors), None)
-            wanted = f"; {network.name} needs {first!r}" if first is not None else f"; {network.name} has no such tensor"
-            raise ValueError(f"{label}: unexpected {name!r} of shape {tuple(tensor.shape)}{wanted}")
-    return result
-
-
-def _matches_absent_tap(name: str, network: HierarchicalNet) -> bool:
-    match = re.match(r"auxiliary_classifier\.\D*?2?_?(\d+)\.", name)
-    return match is not None and _tap_of(name) not in network.taps and _tap_of(name) <= network.num_branches
-
-
-def _is_absent_branch(name: str, network: HierarchicalNet) -> bool:
-    match = re.match(r"auxiliary_classifiers\.(\d+)\.", name)
-    return match is not None and int(match[1]) not in network.taps and int(match[1]) <= network.num_branches
+def weights_sha256(weights: HierarchicalNet | Mapping[str, Tensor]) -> str:
+    """Return the digest of all tensors with their names, types and shapes, whatever the order or the device."""
+    state = weights.state_dict() if isinstance(weights, HierarchicalNet) else weights
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

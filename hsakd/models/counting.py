@@ -31,10 +31,7 @@ def count_parameters(network: HierarchicalNet) -> Counts:
 
 def count_multi_adds(network: HierarchicalNet, image_size: int) -> Counts:
     """Count multiply-adds of one row of `image_size` pixels: convolutions and linear layers only, no bias, BN, activation or pooling."""
-    twin = HierarchicalNet(
-        network.name, network.spec, num_classes=network.num_classes, num_rotations=network.num_rotations, taps=network.taps
-    )
-    twin = twin.to("meta").eval()
+    twin = _meta_twin(network)
     totals: dict[str, int] = {}
 
     def hook_for(part: str) -> object:
@@ -52,3 +49,17 @@ def count_multi_adds(network: HierarchicalNet, image_size: int) -> Counts:
     with torch.no_grad():
         twin(torch.empty(1, 3, image_size, image_size, device="meta"))
     return Counts(totals["backbone"], tuple(totals[str(tap)] for tap in network.taps))
+
+
+def tap_shapes(network: HierarchicalNet, image_size: int) -> tuple[tuple[int, ...], ...]:
+    """Return (C_l, H_l, W_l) of every stage for images of `image_size` pixels."""
+    with torch.no_grad():
+        output = _meta_twin(network)(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return tuple(tuple(feature.shape[1:]) for feature in output.features)
+
+
+def _meta_twin(network: HierarchicalNet) -> HierarchicalNet:
+    twin = HierarchicalNet.on_meta(
+        network.name, num_classes=network.num_classes, num_rotations=network.num_rotations, taps=network.taps, spec=network.spec
+    )
+    return twin.to("meta").eval()

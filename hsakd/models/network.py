@@ -1,12 +1,13 @@
 """`HierarchicalNet`: a backbone and its auxiliary classifiers. The one forward, and the one builder of c_l."""
 
 import hashlib
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit
+from hsakd.models.timm_networks import PREFIX, timm_spec
 
 Initialization = Literal["he", "authors"]
 
@@ -44,10 +45,22 @@ class Backbone(Classifier):
 
     def __init__(self, spec: BackboneSpec, num_classes: int) -> None:
         widths = (spec.stem_channels, *(stage.out_channels for stage in spec.stages))
-        stem = spec.stem()
-        stages = nn.ModuleList(stage.build(widths[index], downsample=True) for index, stage in enumerate(spec.stages))
+        own_stages = spec.stages if spec.extractor is None else ()
+        stages = nn.ModuleList(stage.build(widths[index], downsample=True) for index, stage in enumerate(own_stages))
         super().__init__(stages, spec.neck(), spec.out_channels, num_classes)
-        self.stem = stem
+        self.stem = spec.stem()
+        self.extractor = None if spec.extractor is None else spec.extractor()
+
+    def stage_maps(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of all L stages."""
+        if self.extractor is not None:
+            extracted: tuple[Tensor, ...] = self.extractor(rows)
+            return extracted
+        maps, outputs = self.stem(rows), []
+        for stage in self.stages:
+            maps = stage(maps)
+            outputs.append(maps)
+        return tuple(outputs)
 
 
 class HierarchicalNet(nn.Module):
@@ -71,6 +84,14 @@ class HierarchicalNet(nn.Module):
         self.is_frozen = False
         self.backbone = Backbone(spec, num_classes)
         self.auxiliary_classifiers = nn.ModuleDict({str(tap): self._auxiliary_classifier(tap) for tap in self.taps})
+
+    @classmethod
+    def on_meta(
+        cls, name: str, *, num_classes: int, num_rotations: int = 4, taps: tuple[int, ...] | None = None, spec: BackboneSpec | None = None
+    ) -> Self:
+        """Return the network without memory: for counting, shapes and keys."""
+        with torch.device("meta"):
+            return cls(name, spec or find_spec(name), num_classes=num_classes, num_rotations=num_rotations, taps=taps)
 
     def _auxiliary_classifier(self, tap: int) -> Classifier:
         spec = self.spec
@@ -96,14 +117,11 @@ class HierarchicalNet(nn.Module):
 
     def forward(self, rows: Tensor, *, branches: tuple[int, ...] | None = None) -> Output:
         """Classify rows [R, 3, H, W]; `branches` are the taps to compute (None: all that exist)."""
-        maps = self.backbone.stem(rows)
-        features = []
-        for stage in self.backbone.stages:
-            maps = stage(maps)
-            features.append(maps.detach() if self.is_frozen else maps)
+        maps = self.backbone.stage_maps(rows)
+        features = tuple(map_.detach() for map_ in maps) if self.is_frozen else maps
         chosen = self.taps if branches is None else branches
         joint_logits = tuple(self.auxiliary_classifiers[str(tap)](features[tap - 1]) for tap in chosen)
-        return Output(logits=self.backbone.classify(maps), joint_logits=joint_logits, features=tuple(features))
+        return Output(logits=self.backbone.classify(maps[-1]), joint_logits=joint_logits, features=features)
 
 
 def create_network(
@@ -121,12 +139,26 @@ def create_network(
 
     Raises:
         KeyError: an unknown name; the message lists the known ones.
-        ValueError: a tap that the network doesn't have.
+        ValueError: a tap that the network doesn't have, a class count below 1, an unknown initialization, a timm model that can't be used.
     """
-    spec = NETWORKS[name]()
+    spec = find_spec(name, seed=seed)
+    if num_classes < 1 or num_rotations < 1:
+        raise ValueError(f"num_classes is {num_classes}, num_rotations {num_rotations}; accepted: 1 or more")
+    if initialization not in get_args(Initialization):
+        raise ValueError(f"initialization is {initialization!r}; accepted: {', '.join(get_args(Initialization))}")
     network = HierarchicalNet(name, spec, num_classes=num_classes, num_rotations=num_rotations, taps=taps)
     initialize(network, seed=seed, initialization=initialization)
     return network
+
+
+def find_spec(name: str, *, seed: int = 0) -> BackboneSpec:
+    """Return the stage table of a name: a registered network, or `timm/<model>`."""
+    return timm_spec(name, _stream(name, "extractor", seed)) if name.startswith(PREFIX) else NETWORKS[name]()
+
+
+def _stream(name: str, path: str, seed: int) -> int:
+    """Return the seed of one module's own generator."""
+    return int.from_bytes(hashlib.sha256(f"{name}/{path}/{seed}".encode()).digest()[:8], "little") >> 1
 
 
 HE_INIT = PartInit(conv="he", zero_bias=True)
@@ -139,13 +171,13 @@ def initialize(network: HierarchicalNet, *, seed: int, initialization: Initializ
     biases 0. "authors" follows each family's rule as measured (their families differ by accident).
     """
     for path, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not path.startswith("backbone.extractor") and not module.weight.is_meta:
             own = network.spec.backbone_init if path.startswith("backbone") else network.spec.branch_init
-            _initialize_layer(module, f"{network.name}/{path}/{seed}", HE_INIT if initialization == "he" else own)
+            _initialize_layer(module, _stream(network.name, path, seed), HE_INIT if initialization == "he" else own)
 
 
-def _initialize_layer(layer: nn.Conv2d | nn.Linear, key: str, rule: PartInit) -> None:
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
+def _initialize_layer(layer: nn.Conv2d | nn.Linear, seed: int, rule: PartInit) -> None:
+    generator = torch.Generator().manual_seed(seed)
     bound = layer.weight[0].numel() ** -0.5
     kind = rule.conv if isinstance(layer, nn.Conv2d) else rule.linear
     with torch.no_grad():

@@ -48,8 +48,19 @@ for _depth in (8, 14, 20, 32, 44, 56, 110):
     NETWORKS.register(f"resnet{_depth}")(partial(cifar_resnet, _depth, (16, 16, 32, 64)))
 for _depth in (8, 32):
     NETWORKS.register(f"resnet{_depth}x4")(partial(cifar_resnet, _depth, (32, 64, 128, 256)))
+NETWORKS.register("resnet14x05")(partial(cifar_resnet, 14, (8, 8, 16, 32)))
+NETWORKS.register("resnet20x05")(partial(cifar_resnet, 20, (8, 8, 16, 32)))
+NETWORKS.register("resnet20x0375")(partial(cifar_resnet, 20, (6, 6, 12, 24)))
 NETWORKS.register("resnet8_half")(partial(cifar_resnet, 8, (8, 8, 16, 32)))  # for CPU studies: not in the literature
 
-for _name, _counts, _has_bottlenecks in (("18", (2, 2, 2, 2), False), ("34", (3, 4, 6, 3), False), ("50", (3, 4, 6, 3), True)):
+_COUNTS = (
+    ("18", (2, 2, 2, 2), False),
+    ("34", (3, 4, 6, 3), False),
+    ("50", (3, 4, 6, 3), True),
+    ("101", (3, 4, 23, 3), True),
+    ("152", (3, 8, 36, 3), True),
+)
+for _name, _counts, _has_bottlenecks in _COUNTS:
     NETWORKS.register(f"resnet{_name}")(partial(wide_stem_resnet, _counts, has_bottlenecks=_has_bottlenecks, is_imagenet=False))
+for _name, _counts, _has_bottlenecks in _COUNTS[:3]:
     NETWORKS.register(f"resnet{_name}_imagenet")(partial(wide_stem_resnet, _counts, has_bottlenecks=_has_bottlenecks, is_imagenet=True))

@@ -12,7 +12,7 @@ from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit, Stage, conv
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def vgg(convolutions: tuple[int, int, int, int, int]) -> BackboneSpec:
+def vgg(convolutions: tuple[int, int, int, int, int], *, has_bn: bool) -> BackboneSpec:
     """`convolutions` per group; the last two groups are one stage."""
 
     def stage(groups: tuple[int, ...]) -> Stage:
@@ -20,7 +20,10 @@ def vgg(convolutions: tuple[int, int, int, int, int]) -> BackboneSpec:
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if downsample and groups[0] > 0 else []
             for group in groups:
                 for _ in range(convolutions[group]):
-                    layers += [conv(in_channels, WIDTHS[group], 3, bias=True), nn.BatchNorm2d(WIDTHS[group]), nn.ReLU()]
+                    layers.append(conv(in_channels, WIDTHS[group], 3, bias=True))
+                    if has_bn:
+                        layers.append(nn.BatchNorm2d(WIDTHS[group]))
+                    layers.append(nn.ReLU())
                     in_channels = WIDTHS[group]
             return nn.Sequential(*layers)
 
@@ -39,4 +42,5 @@ def vgg(convolutions: tuple[int, int, int, int, int]) -> BackboneSpec:
 
 
 for _depth, _convolutions in ((8, (1,) * 5), (11, (1, 1, 2, 2, 2)), (13, (2,) * 5), (16, (2, 2, 3, 3, 3)), (19, (2, 2, 4, 4, 4))):
-    NETWORKS.register(f"vgg{_depth}_bn")(partial(vgg, _convolutions))
+    NETWORKS.register(f"vgg{_depth}_bn")(partial(vgg, _convolutions, has_bn=True))
+    NETWORKS.register(f"vgg{_depth}")(partial(vgg, _convolutions, has_bn=False))

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +29,12 @@ from hsakd.data.datasets import Dataset
 from hsakd.data.views import Batch
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
-from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions
+from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions, prefers_channels_last
 
 DEFAULT_SHARE_OF_FREE_DISK = 0.5
 META_FILE = "meta.json"
+ROOT_LOCK = "banks.lock"  # held while a bank is opened or deleted, so that neither meets the other half-way
+LAYOUT = 2  # raised when a stored bank would be read, or its numbers made, in another way
 
 
 def default_bank_dir() -> Path:
@@ -40,23 +43,26 @@ def default_bank_dir() -> Path:
 
 
 class BankArray:
-    """One array of entries [num_entries, M, width] of `dtype`, and its marks."""
+    """One array of entries [num_entries, M, width] of `dtype`, and its marks; read through memory maps, written by `pwrite`.
+
+    (A full disk is then an OSError, where a write through a map would be a deadly signal.)
+    """
 
     def __init__(self, folder: Path, name: str, num_entries: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype
         self.entry_bytes = shape[0] * shape[1] * dtype.itemsize
         self.data_fd = os.open(folder / f"{name}.data", os.O_RDWR | os.O_CREAT, 0o644)
         self.mark_fd = os.open(folder / f"{name}.marks", os.O_RDWR | os.O_CREAT, 0o644)
         os.ftruncate(self.data_fd, num_entries * self.entry_bytes)
-        os.ftruncate(self.mark_fd, num_entries * 4)
+        os.posix_fallocate(self.mark_fd, 0, num_entries * 4)
+        self.data = np.memmap(folder / f"{name}.data", dtype=dtype, mode="r", shape=(num_entries, *shape))
+        self.marks = np.memmap(folder / f"{name}.marks", dtype="<u4", mode="r", shape=(num_entries,))
+        self.verified = np.zeros(num_entries, dtype=bool)  # entries that this process has seen to match their mark
 
-    def read(self, entry: int) -> NDArray[Any] | None:
-        """Return the entry [M, width], or None where it is not filled (or does not match its mark)."""
-        mark = int.from_bytes(os.pread(self.mark_fd, 4, 4 * entry), "little")
-        if mark == 0:
-            return None
-        content = os.pread(self.data_fd, self.entry_bytes, entry * self.entry_bytes)
-        return np.frombuffer(content, self.dtype).reshape(self.shape) if _mark_of(content) == mark else None
+    def filled(self, entries: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of `entries` are filled; an entry's checksum is looked at once per process."""
+        for entry in entries[~self.verified[entries] & (self.marks[entries] != 0)]:
+            self.verified[entry] = _mark_of(self.data[entry].tobytes()) == self.marks[entry]
+        return np.asarray(self.verified[entries])
 
     def write(self, entry: int, values: NDArray[Any]) -> None:
         """Store an entry: the data, then the mark; raises OSError on a full disk, leaving it unfilled."""
@@ -64,9 +70,10 @@ class BankArray:
         _write_all(self.data_fd, content, entry * self.entry_bytes)
         _write_all(self.mark_fd, _mark_of(content).to_bytes(4, "little"), 4 * entry)
 
-    def close(self) -> None:
-        os.close(self.data_fd)
-        os.close(self.mark_fd)
+    def flush(self) -> None:
+        """Ask the system to write what was filled to the disk."""
+        os.fdatasync(self.data_fd)
+        os.fdatasync(self.mark_fd)
 
 
 def _mark_of(content: bytes) -> int:
@@ -85,45 +92,56 @@ class BankPredictions:
     source = "bank"
 
     def __init__(self, folder: Path, live: LivePredictions, dataset: Dataset, num_classes: int, dtype: np.dtype[Any]) -> None:
+        use_lock = os.open(folder / "use.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        fcntl.flock(use_lock, fcntl.LOCK_SH)  # held while open: a bank in use is never deleted
+        self.write_lock = os.open(folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o644)
         self.live = live
         self.num_views = dataset.views.num_views
-        num_rotations = live.num_rotations
         num_entries = len(dataset.train_labels) * self.num_views
         widths = {"logits": num_classes} | {f"joint_{tap}": num_classes * live.teacher.num_rotations for tap in live.branches}
-        self.dtype = dtype
-        self.arrays = [BankArray(folder, name, num_entries, (num_rotations, width), dtype) for name, width in widths.items()]
-        self.lock_file: IO[bytes] = (folder / "write.lock").open("ab")
-        self.use_lock: IO[bytes] = (folder / "use.lock").open("ab")
-        fcntl.flock(self.use_lock, fcntl.LOCK_SH)  # held while open: a bank in use is never deleted
+        self.dtype = torch.float16 if dtype == np.float16 else torch.float32
+        self.arrays = [BankArray(folder, name, num_entries, (live.num_rotations, width), dtype) for name, width in widths.items()]
+        descriptors = [use_lock, self.write_lock, *(fd for array in self.arrays for fd in (array.data_fd, array.mark_fd))]
+        self.close = weakref.finalize(self, _close_all, descriptors)  # gives the bank up: it may be deleted from then on
         self.fallback = ""
         self.hits = 0
         self.misses = 0
 
     def predict(self, batch: Batch, rows: Tensor) -> Predictions:
-        entries = (batch.indices * self.num_views + batch.views).tolist()
-        found = [[array.read(entry) for array in self.arrays] for entry in entries]
-        missing = [position for position, values in enumerate(found) if any(value is None for value in values)]
+        entries = (batch.indices * self.num_views + batch.views).numpy()
+        found = np.logical_and.reduce([array.filled(entries) for array in self.arrays])
+        missing = np.flatnonzero(~found)
         self.hits += len(entries) - len(missing)
         self.misses += len(missing)
-        if missing:
-            self._fill(found, missing, entries, batch, rows)
-        tensors = [self._on_device([values[index] for values in found], rows) for index in range(len(self.arrays))]
+        fresh = self._filled_now(missing, entries, batch, rows) if len(missing) else None
+        tensors = []
+        for index, array in enumerate(self.arrays):
+            if fresh is None:
+                values = array.data[entries]
+            else:
+                values = np.empty((len(entries), *array.data.shape[1:]), array.data.dtype)
+                values[found] = array.data[entries[found]]
+                values[missing] = fresh[index]
+            tensors.append(self._on_device(values, rows))
         return Predictions(tensors[0], tuple(tensors[1:]))
 
-    def _fill(self, found: list[list[NDArray[Any] | None]], missing: list[int], entries: list[int], batch: Batch, rows: Tensor) -> None:
-        """Ask the teacher about the missing images, store what nobody stored meanwhile, and put what is stored into `found`."""
-        positions = torch.tensor(missing, device=rows.device)
-        asked = rows.unflatten(0, (len(entries), -1))[positions].flatten(0, 1)  # type: ignore[no-untyped-call]
-        answer = self.live.predict(Batch(*(part[positions.to(part.device)] for part in batch)), asked)
-        values = [tensor.detach().cpu().numpy().astype(self.dtype) for tensor in (answer.logits, *answer.joint_logits)]
-        with locked(self.lock_file):
-            for row, position in enumerate(missing):
-                for index, array in enumerate(self.arrays):
-                    stored = array.read(entries[position])
-                    if stored is None:
-                        stored = values[index][row]
-                        self._store(array, entries[position], stored)
-                    found[position][index] = stored
+    def _filled_now(self, missing: NDArray[np.int64], entries: NDArray[np.int64], batch: Batch, rows: Tensor) -> list[NDArray[Any]]:
+        """Ask the teacher about the missing images, store what nobody stored meanwhile, and return what is stored, per array."""
+        if len(missing) < len(entries):
+            positions = torch.from_numpy(missing)
+            batch = Batch(*(part[positions.to(part.device)] for part in batch))
+            rows = rows.unflatten(0, (len(entries), -1))[positions.to(rows.device)].flatten(0, 1)  # type: ignore[no-untyped-call]
+        answer = self.live.predict(batch, rows)
+        limit = torch.finfo(self.dtype).max
+        values = [tensor.float().clamp(-limit, limit).to(self.dtype).cpu().numpy() for tensor in (answer.logits, *answer.joint_logits)]
+        asked = entries[missing]
+        with locked(self.write_lock):
+            for array, own in zip(self.arrays, values, strict=True):
+                stored = array.filled(asked)
+                own[stored] = array.data[asked[stored]]
+                for row in np.flatnonzero(~stored):
+                    self._store(array, int(asked[row]), own[row])
+        return values
 
     def _store(self, array: BankArray, entry: int, values: NDArray[Any]) -> None:
         if self.fallback:
@@ -133,21 +151,28 @@ class BankPredictions:
         except OSError as error:
             self.fallback = f"bank filling stopped: {error.strerror}"
 
-    def _on_device(self, values: list[NDArray[Any] | None], rows: Tensor) -> Tensor:
-        tensor = torch.from_numpy(np.stack([value for value in values if value is not None]))
+    def _on_device(self, values: NDArray[Any], rows: Tensor) -> Tensor:
+        tensor = torch.from_numpy(values)
         if rows.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(rows.device, non_blocking=True).to(rows.dtype)
 
     def flush(self) -> None:
-        """Ask the system to write what was filled to the disk."""
-        for array in self.arrays:
-            os.fdatasync(array.data_fd)
-            os.fdatasync(array.mark_fd)
+        """Ask the system to write what was filled to the disk; the loop does so before each checkpoint."""
+        try:
+            for array in self.arrays:
+                array.flush()
+        except OSError as error:
+            self.fallback = self.fallback or f"bank filling stopped: {error.strerror}"
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 @contextmanager
-def locked(file: IO[bytes]) -> Iterator[None]:
+def locked(file: IO[bytes] | int) -> Iterator[None]:
     """Hold an exclusive advisory lock on `file` for the block; a killed holder's lock is released by the system."""
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
@@ -175,10 +200,12 @@ def open_predictions(
 ) -> TeacherPredictions:
     """Return the teacher's predictions as `numerics` asks: live, or from its bank where that fits the budget (else live, saying why).
 
-    The budget defaults to half of the free disk; least-recently-used banks that nobody has open are deleted to make room.
+    The budget defaults to half of the disk that is free or already taken by banks; least-recently-used banks that nobody has open are
+    deleted to make room.
     """
     autocast = torch.bfloat16 if numerics.precision == "bfloat16" else None
-    live = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, autocast=autocast)
+    is_channels_last = prefers_channels_last(teacher, numerics)
+    live = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, autocast=autocast, is_channels_last=is_channels_last)
     if numerics.teacher_predictions == "live":
         return live
     root = default_bank_dir() if bank_dir is None else bank_dir
@@ -192,6 +219,9 @@ def open_predictions(
         "num_classes": teacher.num_classes,
         "dtype": numerics.bank_dtype,
         "precision": numerics.precision,
+        "tf32": numerics.tf32,
+        "channels_last": is_channels_last,
+        "layout": LAYOUT,
     }
     size = bank_bytes(
         len(dataset.train_labels), dataset.views.num_views, num_rotations, teacher.num_classes, len(branches), numerics.bank_dtype
@@ -199,33 +229,49 @@ def open_predictions(
     folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     try:
         root.mkdir(parents=True, exist_ok=True)
-        budget = int(shutil.disk_usage(root).free * DEFAULT_SHARE_OF_FREE_DISK) if budget_bytes is None else budget_bytes
-        if size > budget:
-            live.fallback = f"the bank needs {size / 1e9:.2f} GB, the budget is {budget / 1e9:.2f} GB"
-            return live
-        _make_room(root, size, budget, keep=folder)
-        folder.mkdir(exist_ok=True)
-        with replacing(folder / META_FILE) as temporary:
-            temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
-        return BankPredictions(folder, live, dataset, teacher.num_classes, np.dtype(numerics.bank_dtype))
+        with (root / ROOT_LOCK).open("ab") as root_lock, locked(root_lock):
+            used = sum(disk_bytes(path) for path in bank_folders(root))
+            room = int((shutil.disk_usage(root).free + used) * DEFAULT_SHARE_OF_FREE_DISK)
+            budget = room if budget_bytes is None else budget_bytes
+            if size > budget:
+                live.fallback = f"the bank needs {size / 1e9:.3g} GB, the budget is {budget / 1e9:.3g} GB"
+                return live
+            _make_room(root, size, budget, keep=folder)
+            folder.mkdir(exist_ok=True)
+            with replacing(folder / META_FILE) as temporary:
+                temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
+            return BankPredictions(folder, live, dataset, teacher.num_classes, np.dtype(numerics.bank_dtype))
     except OSError as error:
         live.fallback = f"the bank in {root} can't be used: {error.strerror}"
         return live
 
 
+def bank_folders(root: Path) -> list[Path]:
+    """Return the banks of `root`, least recently opened first."""
+    return sorted((file.parent for file in root.glob(f"*/{META_FILE}")), key=lambda path: (path / META_FILE).stat().st_mtime_ns)
+
+
+def disk_bytes(folder: Path) -> int:
+    """Return the disk that a bank takes now (its files are sparse)."""
+    return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+
+
+def delete_bank(folder: Path) -> bool:
+    """Delete a bank, unless a process has it open; return whether it is gone."""
+    with (folder / "use.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(folder)
+    return True
+
+
 def _make_room(root: Path, size: int, budget: int, *, keep: Path) -> None:
-    """Delete least-recently-used banks, none that is open, until `size` more bytes fit the budget."""
-    banks = sorted(
-        (path for path in root.iterdir() if (path / META_FILE).exists() and path != keep), key=lambda p: (p / META_FILE).stat().st_mtime
-    )
-    used = {path: sum(file.stat().st_blocks * 512 for file in path.iterdir()) for path in banks}
-    for path in banks:
+    """Delete least-recently-used banks, none that is open, until they and a full bank of `size` bytes fit the budget."""
+    used = {path: disk_bytes(path) for path in bank_folders(root) if path != keep}
+    for path in list(used):
         if sum(used.values()) + size <= budget:
             return
-        with (path / "use.lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(path)
+        if delete_bank(path):
             del used[path]

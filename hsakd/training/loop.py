@@ -19,7 +19,7 @@ from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate
-from hsakd.training.predictions import TeacherPredictions
+from hsakd.training.predictions import TeacherPredictions, prefers_channels_last
 
 
 class TrialInterrupted(Exception):
@@ -179,6 +179,8 @@ def fit(
     dtype = torch.float64 if config.numerics.precision == "float64" else torch.float32
     autocast = torch.bfloat16 if config.numerics.precision == "bfloat16" else None
     data = dataset.to(device)
+    if prefers_channels_last(network, config.numerics):
+        network.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, optim)
     num_images = len(dataset.train_labels)
     steps_per_epoch = num_images // batch_size + (num_images % batch_size > 1)

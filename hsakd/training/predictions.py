@@ -1,13 +1,16 @@
 """What a frozen teacher says of a batch; the loop can't tell where the answer comes from."""
 
 import contextlib
+import copy
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hsakd.config import NumericsConfig
 from hsakd.data.views import Batch
 from hsakd.models import HierarchicalNet
+from hsakd.training.folding import Teacher, fold_teacher
 
 
 class Predictions(NamedTuple):
@@ -32,9 +35,20 @@ class TeacherPredictions(Protocol):
 
     def flush(self) -> None: ...
 
+    def close(self) -> object: ...
+
+
+def prefers_channels_last(network: HierarchicalNet, numerics: NumericsConfig) -> bool:
+    """Return whether to lay `network` out channels last: as asked, else the measured choice of its family."""
+    return network.spec.prefers_channels_last if numerics.channels_last is None else numerics.channels_last
+
 
 class LivePredictions:
-    """Runs the teacher: eval mode, inference mode, only the branches that the objective reads."""
+    """Runs the teacher: eval mode, inference mode, only the branches that the objective reads, BN folded where `is_folded`.
+
+    `teacher` is not changed. None for `is_folded` folds all but float64, which is the reference. `is_channels_last` lays out the
+    teacher and its rows channels last.
+    """
 
     source = "live"
 
@@ -46,12 +60,21 @@ class LivePredictions:
         num_rotations: int,
         autocast: torch.dtype | None = None,
         fallback: str = "",
+        is_folded: bool | None = None,
+        is_channels_last: bool = False,
     ) -> None:
-        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher = teacher
         self.branches = branches
         self.num_rotations = num_rotations
         self.autocast = autocast
         self.fallback = fallback
+        self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
+        is_reference = next(teacher.parameters()).dtype == torch.float64
+        if (not is_reference) if is_folded is None else is_folded:
+            self.answer: nn.Module = fold_teacher(teacher, branches)
+        else:
+            self.answer = Teacher(copy.deepcopy(teacher), branches).eval().requires_grad_(False)
+        self.answer = self.answer.to(memory_format=self.memory_format)
         self.hits = 0
         self.misses = 0
 
@@ -59,10 +82,14 @@ class LivePredictions:
         num_images = len(batch.labels)
         self.misses += num_images
         context = torch.autocast(rows.device.type, dtype=self.autocast) if self.autocast is not None else contextlib.nullcontext()
-        with torch.no_grad(), context:
-            output = self.teacher(rows, branches=self.branches)
+        with torch.inference_mode(), context:
+            answers = self.answer(rows.contiguous(memory_format=self.memory_format))
         shape = (num_images, self.num_rotations, -1)
-        return Predictions(output.logits.view(shape), tuple(logits.view(shape) for logits in output.joint_logits))
+        logits, *joint_logits = (answer.clone().view(shape) for answer in answers)  # clones may be saved for a backward
+        return Predictions(logits, tuple(joint_logits))
 
     def flush(self) -> None:
         """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -87,7 +87,7 @@ def run_trial(
     try:
         dataset = load_dataset(config.data, context.data_dir, download=context.download)
         network = _initialized_network(config, dataset, store).to(device)
-        predictions = _teacher_predictions(config, dataset, context, device)
+        predictions = teacher_predictions(config, dataset, context, device)
         hooks = LoopHooks(
             checkpoint_dir=store.checkpoint_dir(config.trial_id),
             checkpoint_seconds=60 * context.checkpoint_minutes,
@@ -188,6 +188,7 @@ def _fit_from_checkpoint(
     finally:
         if predictions is not None:
             predictions.flush()
+            predictions.close()
 
 
 def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultStore) -> HierarchicalNet:
@@ -207,7 +208,8 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
     return network.double() if config.numerics.precision == "float64" else network
 
 
-def _teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunContext, device: torch.device) -> TeacherPredictions | None:
+def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunContext, device: torch.device) -> TeacherPredictions | None:
+    """Return what a student's objective asks its teacher through; None where it asks no teacher."""
     objective = Objective.from_config(config.objective)
     if config.teacher is None or not objective.reads_teacher:
         return None

@@ -1,0 +1,54 @@
+"""Bar chart of a study's arms, published bars beside ours."""
+
+from typing import Any
+
+import numpy as np
+
+from analysis.aggregate import Results, for_pair, make_cell, pair_label, pairs_of
+from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.drawing import COLOURS, HATCHES, new_figure
+from analysis.studies import arms_of, paper_order, published_arms
+
+
+def draw_bars(results: Results, options: Options, *, study: str, published: str, title: str) -> list[Drawing]:
+    """Return one drawing with a panel per pair; error bars are sample stds."""
+    arms = arms_of(results, study, paper_order(published))
+    entries = results.rows(purpose="report", study=study)
+    pairs = pairs_of(entries)
+    figure, axes = new_figure(len(pairs))
+    ids: list[str] = []
+    for panel, pair in zip(axes, pairs, strict=True):
+        cells = [
+            make_cell(
+                for_pair(entries[entries["method"] == arm], pair), selection=options.selection, where=arm, notes=[], force=options.force
+            )
+            for arm in arms
+        ]
+        theirs = published_arms(published, pair)
+        places = np.arange(len(arms))
+        width = 0.4 if theirs else 0.7
+        shift = width / 2 if theirs else 0.0
+        values = [np.nan if cell.mean is None else cell.mean for cell in cells]
+        label = f"measured ({options.selection})"
+        look: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.8, "capsize": 3}
+        panel.bar(places - shift, values, width, yerr=[cell.std or 0 for cell in cells], color=COLOURS[0], label=label, **look)
+        known = [value for value in values if not np.isnan(value)]
+        if theirs:
+            means = [theirs[arm].mean if arm in theirs else np.nan for arm in arms]
+            stds = [(theirs[arm].std or 0) if arm in theirs else 0 for arm in arms]
+            panel.bar(places + shift, means, width, yerr=stds, color=COLOURS[1], hatch=HATCHES[1], label="published (best-test)", **look)
+            known += [value for value in means if not np.isnan(value)]
+        for place, cell in zip(places, cells, strict=True):
+            ids += cell.trial_ids
+            if cell.mean is None and known:
+                panel.annotate(cell.text, (place - shift, min(known) - 1), rotation=90, ha="center", fontsize=7)
+        if known:
+            panel.set_ylim(min(known) - 2, max(known) + 1.6)
+        panel.set_xticks(places, [arm.replace("task+", "+").replace("+kl_q+", "+kl_q\n+") for arm in arms], fontsize=7)
+        panel.set_ylabel("test accuracy (per cent)")
+        panel.set_title(pair_label(pair, pairs), fontsize=9)
+        panel.legend(fontsize=7, loc="upper left")
+    if not ids:
+        raise NothingToShow(f"Figure {study}: no trial of the study is complete.")
+    caption = f"{title}. Bars: mean over seeds; error bars: sample std. The axis does not start at 0."
+    return [Drawing(name=study.replace("-", "_"), title=title, caption=caption, figure=figure, trial_ids=tuple(sorted(set(ids))))]

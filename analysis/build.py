@@ -1,0 +1,83 @@
+"""Build every table, figure and the report from result folders: `python analysis/build.py RUNS... [--out DIR]`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import analysis.figures
+import analysis.tables
+from analysis.aggregate import SELECTIONS, Results, load
+from analysis.artefact import Drawing, NothingToShow, Options, discover
+from analysis.drawing import rendered
+from analysis.report import render
+from analysis.table import Table
+from hsakd.records import replacing
+
+T = TypeVar("T")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Build everything; exit status 2 with one sentence on bad input."""
+    parser = argparse.ArgumentParser(description="Tables, figures and a report from result folders.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="result folders; several are merged by trial id")
+    parser.add_argument("--out", type=Path, default=None, help="where to write (default: tables/ in the first result folder)")
+    parser.add_argument(
+        "--selection", choices=sorted(SELECTIONS), default="last", help="which test accuracy the tables show (default: last epoch)"
+    )
+    parser.add_argument("--force", action="store_true", help="average trials of different settings (marked) instead of refusing them")
+    parsed = parser.parse_args(arguments)
+    out = parsed.out or parsed.runs[0] / "tables"
+    try:
+        results = load(parsed.runs)
+        out.mkdir(parents=True, exist_ok=True)
+        names, tables, notes = build(results, Options(selection=parsed.selection, force=parsed.force), out)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(table.to_markdown() for table in tables if table.name.startswith("table1")))
+    for note in notes:
+        print(f"- {note}")
+    print(f"\n{len(names)} files in {out}: open {out / 'report.html'}; tables as md, tex, csv and html; figures as svg and png.")
+    return 0
+
+
+def build(results: Results, options: Options, out: Path) -> tuple[list[str], list[Table], list[str]]:
+    """Write all artefacts to `out`; return the file names, the tables (Table 1 first) and sentences on what is left out."""
+    notes: list[str] = []
+    tables = sorted(
+        _collect(analysis.tables, lambda module: module.build(results, options), notes), key=lambda table: table.name != "table1"
+    )
+    drawings: list[Drawing] = _collect(analysis.figures, lambda module: module.draw(results, options), notes)
+    files: dict[str, bytes] = {}
+    for table in tables:
+        texts = {"md": table.to_markdown(), "tex": table.to_latex(), "csv": table.to_csv(), "html": table.to_html()}
+        files |= {f"{table.name}.{suffix}": text.encode() for suffix, text in texts.items()}
+    for drawing in drawings:
+        files |= {f"figure_{drawing.name}.{kind}": rendered(drawing.figure, kind) for kind in ("svg", "png")}
+    notes = [*dict.fromkeys([*results.notes, *notes])]
+    with_svg = [(drawing, files[f"figure_{drawing.name}.svg"]) for drawing in drawings]
+    files["report.html"] = render(results, tables, with_svg, notes).encode()
+    for name, content in files.items():
+        with replacing(out / name) as temporary:
+            temporary.write_bytes(content)
+    return sorted(files), tables, notes
+
+
+def _collect(package: ModuleType, make: Callable[[Any], list[T]], notes: list[str]) -> list[T]:
+    made: list[T] = []
+    for module in discover(package):
+        try:
+            made += make(module)
+        except NothingToShow as reason:
+            notes.append(str(reason))
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

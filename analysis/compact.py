@@ -1,0 +1,189 @@
+"""Merge a result folder's many small Parquet files into a few: `python analysis/compact.py RUN`.
+
+A new generation is written beside the old one and becomes visible by one atomic rename of `compacted/CURRENT`. The small files stay: the
+sweep goes on reading them, and a reader takes from the generation exactly those trials whose small file is unchanged since (its
+modification time and size are in the generation's index), and the rest from the small files. So there is no moment at which a trial is
+missing or counted twice.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, STATUSES, TRIAL_SCHEMA, replacing
+
+INDEX_SCHEMA = pa.schema([("trial_id", pa.string()), ("mtime_ns", pa.int64()), ("size", pa.int64())])
+REQUIRED = {"trial_id", "status", "network", "dataset", "seed", "config_json"}
+PARTITIONS = "0123456789abcdef"  # by the first digit of the trial id: a reader of few trials opens few files
+ROWS_PER_GROUP = 24_000  # 100 trials of 240 epochs: what is read for one learning curve
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Small:
+    """One small file of a trial: name, modification time, size."""
+
+    path: Path
+    mtime_ns: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """A committed merge: its folder and, per trial, the small file it was read from."""
+
+    folder: Path
+    index: dict[str, tuple[int, int]]
+
+
+def small_files(folder: Path) -> dict[str, Small]:
+    """Return the small files of `folder` by trial id, sorted."""
+    if not folder.is_dir():
+        return {}
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".parquet") and not entry.name.startswith("."):
+                status = entry.stat()
+                found[entry.name.removesuffix(".parquet")] = Small(path=Path(entry.path), mtime_ns=status.st_mtime_ns, size=status.st_size)
+    return dict(sorted(found.items()))
+
+
+def current(run: Path) -> Generation | None:
+    """Return the generation that `compacted/CURRENT` names, or None; raises ValueError where it can't be read."""
+    pointer = run / "compacted" / "CURRENT"
+    for _ in range(3):  # a compaction may replace the generation while we read it
+        if not pointer.exists():
+            return None
+        name = pointer.read_text().strip()
+        folder = pointer.parent / name
+        try:
+            columns = pq.read_table(folder / "index.parquet", schema=INDEX_SCHEMA).to_pydict()
+        except FileNotFoundError:
+            continue
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{run.name}/compacted/{name} is not readable ({error}); the small files are read instead") from error
+        return Generation(
+            folder=folder, index=dict(zip(columns["trial_id"], zip(columns["mtime_ns"], columns["size"], strict=True), strict=True))
+        )
+    raise ValueError(f"{run.name}/compacted/CURRENT names a generation that is not there; the small files are read instead")
+
+
+def read_trial_file(path: Path, columns: list[str]) -> pa.Table:
+    """Return the row of one trial file, `columns` only, in the schema of this version.
+
+    Raises:
+        ValueError: the file is cut or foreign, of an unknown schema version, or its row is broken.
+    """
+    wanted = pa.schema([TRIAL_SCHEMA.field(name) for name in columns])
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            missing = sorted(REQUIRED - set(names))
+            if missing:
+                raise ValueError(f"{path.parent.name}/{path.name} has no column {missing[0]}; it is not a trial's file")
+            read = list(dict.fromkeys([*columns, "trial_id", "status", "schema_version"]))
+            table = file.read(columns=[name for name in read if name in names])
+        if table.num_rows != 1:
+            raise ValueError(f"{path.parent.name}/{path.name} has {table.num_rows} rows; a trial's file has 1")
+        version = table["schema_version"][0].as_py() if "schema_version" in table.column_names else SCHEMA_VERSION
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"{path.parent.name}/{path.name} has schema_version {version}; accepted: {SCHEMA_VERSION}")
+        if table["trial_id"][0].as_py() != path.stem or table["status"][0].as_py() not in STATUSES:
+            raise ValueError(f"{path.parent.name}/{path.name} has a broken row (its id or its status is not valid)")
+        return pa.Table.from_arrays(
+            [table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(1, field.type) for field in wanted],
+            schema=wanted,
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path.parent.name}/{path.name} is not readable Parquet (cut or half-written)") from error
+
+
+def compact(run: Path) -> tuple[int, list[str]]:
+    """Merge all readable small files of `run`; return how many trials the new generation has, and a sentence per file left out."""
+    if not (run / "trials").is_dir():
+        raise ValueError(f"RUN is {str(run)!r}; accepted: a result folder with a trials/ folder")
+    folder = run / "compacted" / uuid.uuid4().hex[:12]
+    (folder / "trials").mkdir(parents=True)
+    (folder / "epochs").mkdir()
+    try:
+        notes: list[str] = []
+        index: dict[str, Small] = {}
+        trials, epochs = small_files(run / "trials"), small_files(run / "epochs")
+        for digit in PARTITIONS:
+            mine = {trial_id: file for trial_id, file in trials.items() if trial_id.startswith(digit)}
+            index |= _merge(folder / "trials" / f"{digit}.parquet", TRIAL_SCHEMA, _trial_tables(mine, notes))
+            with_row = {trial_id: file for trial_id, file in epochs.items() if trial_id in index and trial_id.startswith(digit)}
+            _merge(folder / "epochs" / f"{digit}.parquet", EPOCH_SCHEMA, _epoch_tables(with_row, notes))
+        columns = {
+            "trial_id": list(index),
+            "mtime_ns": [file.mtime_ns for file in index.values()],
+            "size": [f.size for f in index.values()],
+        }
+        pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), folder / "index.parquet")
+        with replacing(run / "compacted" / "CURRENT") as temporary:
+            temporary.write_text(folder.name + "\n")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for old in (run / "compacted").iterdir():
+        if old.is_dir() and old.name != folder.name:
+            shutil.rmtree(old, ignore_errors=True)
+    return len(index), notes
+
+
+def _trial_tables(files: dict[str, Small], notes: list[str]) -> Iterator[tuple[str, Small, pa.Table]]:
+    for trial_id, file in files.items():
+        try:
+            yield trial_id, file, read_trial_file(file.path, TRIAL_SCHEMA.names)
+        except ValueError as error:
+            notes.append(f"{error}; it stays a small file.")
+
+
+def _epoch_tables(files: dict[str, Small], notes: list[str]) -> Iterator[tuple[str, Small, pa.Table]]:
+    for trial_id, file in files.items():
+        try:
+            yield trial_id, file, pq.read_table(file.path, schema=EPOCH_SCHEMA)
+        except (pa.ArrowException, OSError):
+            notes.append(f"epochs/{file.path.name} is not readable Parquet; it stays a small file.")
+
+
+def _merge(target: Path, schema: pa.Schema, tables: Iterable[tuple[str, Small, pa.Table]]) -> dict[str, Small]:
+    """Write `tables` as one file of few row groups; return the small files that went in."""
+    merged: dict[str, Small] = {}
+    waiting: list[pa.Table] = []
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        for trial_id, file, table in tables:
+            merged[trial_id] = file
+            waiting.append(table)
+            if sum(part.num_rows for part in waiting[-1:]) * len(waiting) >= ROWS_PER_GROUP or len(waiting) >= ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
+    return merged
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compact each result folder named; exit status 2 with one sentence for a folder that is none."""
+    parser = argparse.ArgumentParser(description="Merge the small Parquet files of result folders (nothing is deleted).")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    for run in parser.parse_args(arguments).runs:
+        try:
+            count, notes = compact(run)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 2
+        print("\n".join([*notes, f"{run}: {count} trials compacted"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""How much each parameter matters, per pair."""
+
+from typing import Any
+
+import numpy as np
+
+from analysis.aggregate import Results
+from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.drawing import COLOURS, HATCHES, new_figure
+from analysis.search import studies_of
+
+
+def draw(results: Results, options: Options) -> list[Drawing]:
+    """Return a group of bars per study: shares of the variance of validation accuracy (fANOVA)."""
+    del options
+    found = {study.name: (study, study.importances()) for study in studies_of(results)}
+    found = {name: value for name, value in found.items() if value[1]}
+    if not found:
+        raise NothingToShow("Importance: no study has four complete trials that vary a parameter.")
+    names = sorted({name for _, shares in found.values() for name in shares})
+    figure, (panel,) = new_figure(1, width=6.5)
+    places, width = np.arange(len(found)), 0.8 / len(names)
+    for i, name in enumerate(names):
+        shares = [value[1].get(name, 0.0) for value in found.values()]
+        look: dict[str, Any] = {"color": COLOURS[i % 8], "hatch": HATCHES[i % 8], "edgecolor": "black", "linewidth": 0.8}
+        panel.bar(places + (i - (len(names) - 1) / 2) * width, shares, width, label=name, **look)
+    panel.set_xticks(places, list(found), fontsize=8)
+    panel.set_ylabel("share of the variance")
+    panel.set_ylim(0, 1.25)
+    panel.legend(fontsize=7, ncols=3, loc="upper center")
+    ids = tuple(sorted({trial.trial_id for study, _ in found.values() for trial in study.complete}))
+    caption = "fANOVA over the complete search trials of each study, on validation accuracy; not causal, and rough with few trials."
+    return [Drawing(name="importance", title="Importance of the parameters", caption=caption, figure=figure, trial_ids=ids)]

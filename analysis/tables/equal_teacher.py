@@ -1,0 +1,70 @@
+"""What HSAKD gains over other methods when both learn from the same teacher run."""
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+
+from analysis.aggregate import METHODS, SELECTIONS, Results, for_pair, pairs_of, reference, reported
+from analysis.artefact import NothingToShow, Options
+from analysis.inference import wilcoxon
+from analysis.studies import gain, gain_cell
+from analysis.table import Cell, Table
+
+
+def build(results: Results, options: Options) -> list[Table]:
+    """Return the paired gain per pair of networks, and the mean over pairs with Wilcoxon's test."""
+    entries = reported(results)
+    entries = entries[entries["purpose"] == "report"].assign(
+        root=[_root(text) for text in entries.loc[entries["purpose"] == "report", "config_json"]]
+    )
+    rows: list[tuple[Cell, ...]] = []
+    gains: dict[tuple[str, str], list[float]] = {}
+    for pair in pairs_of(entries):
+        mine = for_pair(entries, pair)
+        for left, right in itertools.product([name for name in METHODS[::-1] if name.startswith("HSAKD")], sorted(set(mine["method"]))):
+            roots = [set(mine.loc[mine["method"] == name, "root"]) - {""} for name in (left, right)]
+            if left == right or not roots[0] or roots[0] != roots[1]:
+                continue
+            found = gain(mine, left, right, SELECTIONS[options.selection])
+            if found is None:
+                continue
+            gains.setdefault((left, right), []).append(found[0].value)
+            p = "-" if found[0].p is None else f"{found[0].p:.3f}"
+            rows.append(
+                (
+                    Cell(text=f"{pair[1]} → {pair[2]}"),
+                    Cell(text=f"{left} - {right}"),
+                    gain_cell(found),
+                    Cell(text=p),
+                    Cell(text=found[0].method),
+                )
+            )
+    if not rows:
+        raise NothingToShow("Equal teacher: no two methods have finished trials on the same teacher.")
+    for (left, right), values in gains.items():
+        if len(values) > 1:
+            p_value = wilcoxon(values)
+            mean = float(np.mean(values))
+            cells = (
+                Cell(text=f"{mean:+.2f}", mean=mean),
+                Cell(text="-" if p_value is None else f"{p_value:.3f}"),
+                Cell(text="Wilcoxon over pairs"),
+            )
+            rows.append((Cell(text=f"mean of {len(values)} pairs"), Cell(text=f"{left} - {right}"), *cells))
+    notes = (f"Selection: {options.selection}; pairs of students with the same seed.", _published())
+    columns = ("Pair", "Methods", "Gain", "p", "Test")
+    return [Table(name="equal_teacher", title="Gains at equal teacher", columns=columns, rows=tuple(rows), notes=notes)]
+
+
+def _root(config_json: str) -> str:
+    """Return the backbone that a student's teacher rests on: the frozen teacher and its backbone are one teacher."""
+    teacher: dict[str, Any] | None = json.loads(config_json).get("teacher") if config_json else None
+    return "" if teacher is None else json.dumps(teacher.get("backbone") or teacher, sort_keys=True)
+
+
+def _published() -> str:
+    rows = reference()
+    rows = rows[rows["table"] == "table1_cifar100"].pivot(index=["teacher", "student"], columns="method", values="mean")
+    return f"Published (Table 1, eight pairs): HSAKD - SSKD is {(rows['HSAKD'] - rows['SSKD']).mean():+.3f} on the same teachers."

@@ -1,0 +1,34 @@
+"""Size and cost of the networks in the results."""
+
+import importlib
+
+from analysis.aggregate import Results
+from analysis.artefact import NothingToShow, Options
+from analysis.table import Cell, Table
+
+
+def build(results: Results, options: Options) -> list[Table]:
+    """Return parameters and multiply-adds of every network of the work-list, at 32 px and 100 classes."""
+    del options
+    try:
+        facts = importlib.import_module("hsakd.network_table").NETWORK_TABLE
+    except (ImportError, AttributeError, OSError) as error:
+        raise NothingToShow("Networks: the network table is not installed.") from error
+    used = {str(name) for column in ("teacher", "student", "network") for name in results.entries[column].dropna()} & set(facts)
+    if not used:
+        raise NothingToShow("Networks: the results name no known network.")
+    rows = []
+    for name in sorted(used):
+        fact = facts[name]
+        numbers = (
+            fact.num_branches,
+            fact.parameters / 1e6,
+            sum(fact.branch_parameters) / 1e6,
+            fact.multi_adds / 1e6,
+            sum(fact.branch_multi_adds) / 1e6,
+        )
+        texts = (f"{numbers[0]}", *(f"{number:.2f}" for number in numbers[1:]))
+        rows.append((Cell(text=name), *(Cell(text=text, mean=float(number)) for text, number in zip(texts, numbers, strict=True))))
+    columns = ("Network", "Classifiers", "Parameters (M)", "of c_1..c_L (M)", "Multiply-adds (M)", "of c_1..c_L (M) ")
+    notes = ("At 32 px, 100 classes, 4 rotations.",)
+    return [Table(name="networks", title="Networks", columns=columns, rows=tuple(rows), notes=notes)]

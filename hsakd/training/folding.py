@@ -1,0 +1,51 @@
+"""A frozen teacher as an inference graph: batch normalization folded into the convolution before it, nothing computed that nobody reads."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from hsakd.models import HierarchicalNet
+
+
+class Teacher(nn.Module):
+    """Class logits and the joint logits of `branches`, without the feature maps: what the fold traces."""
+
+    def __init__(self, network: HierarchicalNet, branches: tuple[int, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.branches = branches
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        output = self.network(rows, branches=self.branches)
+        return (output.logits, *output.joint_logits)
+
+
+def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...]) -> nn.Module:
+    """Return a copy of `network` in eval mode that gives (logits [R, N], joint logits [R, M*N] per branch) of rows [R, 3, H, W].
+
+    Every BN whose only input is a convolution that feeds nothing else becomes part of that convolution (pre-activation blocks keep their
+    first BN). `network` itself is not changed; equal to it to about 1e-6 relative in float32, so the float64 reference doesn't use it.
+    """
+    wrapped = Teacher(copy.deepcopy(network), branches).eval()
+    graph = fx.Tracer().trace(wrapped)
+    folded = fx.GraphModule(wrapped, graph)
+    modules: dict[str, Any] = dict(folded.named_modules())
+    for node in list(graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.BatchNorm2d):
+            continue
+        source = node.args[0]
+        if not (isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1):
+            continue
+        convolution = modules[str(source.target)]
+        if isinstance(convolution, nn.Conv2d):
+            fused = fuse_conv_bn_eval(convolution, modules[str(node.target)])
+            folded.set_submodule(str(source.target), fused)
+            modules[str(source.target)] = fused
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    folded.delete_all_unused_submodules()
+    folded.recompile()
+    return folded.eval().requires_grad_(False)

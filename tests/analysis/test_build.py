@@ -1,0 +1,115 @@
+"""`analysis/build.py` on real Parquet folders, whole and broken."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.build import main
+
+Make = Callable[..., Any]
+
+
+def rows_of(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path)
+
+
+def cell(path: Path, row: str) -> pd.Series:
+    table = rows_of(path)
+    return table[table["row"] == row].iloc[0]
+
+
+def test_table1_shows_mean_sample_std_and_n_and_the_trials_behind_them(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder()
+    run.pair()
+    assert main([str(run.write())]) == 0
+    found = cell(run.root / "tables/table1.csv", "HSAKD")
+    assert found["text"] == "77.20 ± 0.10 (3)"
+    assert found["std"] == pytest.approx(0.1)
+    assert len(found["trials"].split()) == 3
+    assert {"table1.md", "table1.tex", "table1.csv", "table1.html"} <= {path.name for path in (run.root / "tables").iterdir()}
+    assert "77.20 ± 0.10 (3)" in capsys.readouterr().out
+
+
+def test_published_rows_stand_beside_measured_ones_for_cifar100_only(folder: Make) -> None:
+    for dataset in ("cifar100", "digits"):
+        run = folder(dataset, dataset=dataset)
+        run.pair()
+        assert main([str(run.write())]) == 0
+        assert ("HSAKD*, published" in set(rows_of(run.root / "tables/table1.csv")["row"])) is (dataset == "cifar100")
+
+
+def test_an_unfinished_sweep_says_what_is_missing(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair(unfinished=(("KD", 1), *(("HSAKD", seed) for seed in range(3))))
+    student = run.config(run.student, seed=9, taps=())
+    run.add(student, "report", "Student", 1.0, status="diverged", error="loss is NaN")
+    assert main([str(run.write())]) == 0
+    assert cell(run.root / "tables/table1.csv", "KD")["text"] == "75.20 ± 0.14 (2/3 seeds)"
+    assert cell(run.root / "tables/table1.csv", "HSAKD")["text"] == "waiting"
+    assert "(3/4 seeds)" in cell(run.root / "tables/table1.csv", "Student")["text"]
+    assert "diverged at step 17: loss is NaN" in (run.root / "tables/table1.md").read_text()
+
+
+def test_one_seed_prints_no_std(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair(seeds=1)
+    assert main([str(run.write())]) == 0
+    assert cell(run.root / "tables/table1.csv", "KD")["text"] == "75.10 (1)"
+
+
+def test_several_folders_are_merged_by_trial_id(folder: Make, tmp_path: Path) -> None:
+    first, second = folder("one", dataset="digits"), folder("two", dataset="digits")
+    first.pair(unfinished=(("KD", 2),))
+    second.pair(unfinished=(("KD", 0),))
+    assert main([str(first.write()), str(second.write()), "--out", str(tmp_path / "out")]) == 0
+    assert cell(tmp_path / "out/table1.csv", "KD")["n"] == 3
+
+
+def test_a_broken_file_a_foreign_file_and_an_unknown_schema_are_sentences(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    run.write()
+    ids = sorted(path for path in (run.root / "trials").iterdir())
+    ids[0].write_bytes(ids[0].read_bytes()[:100])
+    table = pq.read_table(ids[1])
+    pq.write_table(table.set_column(table.column_names.index("schema_version"), "schema_version", [[99]]), ids[1])
+    pq.write_table(table.drop_columns(["network"]), ids[2])
+    assert main([str(run.root)]) == 0
+    said = capsys.readouterr().out
+    assert "not readable Parquet" in said
+    assert "schema_version 99" in said
+    assert "no column network" in said
+    texts = " ".join(rows_of(run.root / "tables/table1.csv")["text"])
+    assert texts.count("2/3 seeds") + texts.count("1/3 seeds") + texts.count("failed: unreadable") + texts.count("0/") >= 1
+
+
+def test_an_empty_folder_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 0
+    assert "holds no plan and no trials" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "analysis/build.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path / "none")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_trials_of_different_settings_are_refused_unless_forced(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    run.epochs = 5
+    run.add(run.config(run.student, seed=7, taps=()), "report", "Student", 90.0)
+    run.write()
+    assert main([str(run.root)]) == 0
+    assert cell(run.root / "tables/table1.csv", "Student")["text"] == "refused"
+    assert main([str(run.root), "--force"]) == 0
+    assert cell(run.root / "tables/table1.csv", "Student")["text"].endswith("!")

@@ -1,0 +1,242 @@
+"""The bank's promises: stored once, served as stored, shared, never wrong after a kill, a full disk or a damaged file."""
+
+import multiprocessing
+import random
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hsakd.banks import BankOptions
+from hsakd.banks import main as banks_main
+from hsakd.config import DataConfig, NumericsConfig
+from hsakd.data import load_dataset
+from hsakd.data.views import Batch, rotate_rows
+from hsakd.models import HierarchicalNet, create_network
+from hsakd.training.bank import META_FILE, BankPredictions, bank_bytes, bank_folders, disk_bytes, open_predictions
+from hsakd.training.loop import gather_batch
+from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions
+
+DATA = load_dataset(DataConfig(dataset="digits", train_subset=48))
+VIEWS = DATA.views.num_views
+FLOAT32 = NumericsConfig(teacher_predictions="bank", bank_dtype="float32")
+
+
+def make_teacher(seed: int = 0) -> HierarchicalNet:
+    teacher = create_network("resnet8_half", num_classes=10, seed=seed)
+    with torch.no_grad():
+        for _ in range(20):
+            teacher(rotate_rows(gather_batch(DATA, torch.arange(48), torch.zeros(48, dtype=torch.int64), dtype=torch.float32).images, 4))
+    return teacher
+
+
+TEACHER = make_teacher()
+
+
+def opened(
+    root: Path,
+    *,
+    teacher: HierarchicalNet = TEACHER,
+    numerics: NumericsConfig = FLOAT32,
+    branches: tuple[int, ...] = (1, 2, 3),
+    digest: str = "a",
+    budget: int | None = 10**9,
+) -> TeacherPredictions:
+    return open_predictions(
+        teacher,
+        branches=branches,
+        num_rotations=4,
+        dataset=DATA,
+        numerics=numerics,
+        weights_sha256=digest,
+        bank_dir=root,
+        budget_bytes=budget,
+    )
+
+
+def bank(root: Path, *, teacher: HierarchicalNet = TEACHER, numerics: NumericsConfig = FLOAT32) -> BankPredictions:
+    predictions = opened(root, teacher=teacher, numerics=numerics)
+    assert isinstance(predictions, BankPredictions)
+    return predictions
+
+
+def batch_of(indices: list[int], views: list[int]) -> tuple[Batch, torch.Tensor]:
+    batch = gather_batch(DATA, torch.tensor(indices), torch.tensor(views), dtype=torch.float32)
+    return batch, rotate_rows(batch.images, 4)
+
+
+def same(left: Predictions, right: Predictions) -> bool:
+    return all(torch.equal(a, b) for a, b in zip((left.logits, *left.joint_logits), (right.logits, *right.joint_logits), strict=True))
+
+
+def distance(left: Predictions, right: Predictions) -> float:
+    pairs = zip((left.logits, *left.joint_logits), (right.logits, *right.joint_logits), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 1e-3)])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cold_warm_and_live_agree_and_warm_repeats_cold_bit_for_bit(tmp_path: Path, dtype: str, tolerance: float, precision: str) -> None:
+    numerics = replace(FLOAT32, bank_dtype=dtype, precision=precision)  # type: ignore[arg-type]
+    asked = batch_of([3, 1, 4], [0, 5, 8])
+    first = bank(tmp_path, numerics=numerics)
+    cold, warm = first.predict(*asked), first.predict(*asked)
+    assert (first.misses, first.hits) == (3, 3)
+    assert same(cold, warm)
+    assert same(cold, bank(tmp_path, numerics=numerics).predict(*asked))
+    autocast = torch.bfloat16 if precision == "bfloat16" else None
+    live = LivePredictions(TEACHER, branches=(1, 2, 3), num_rotations=4, autocast=autocast).predict(*asked)
+    assert distance(cold, live) < tolerance
+    assert cold.logits.shape == (3, 4, 10)
+    assert [joint.shape for joint in cold.joint_logits] == [(3, 4, 40)] * 3
+
+
+def test_a_batch_of_hits_and_misses_is_answered_in_its_order(tmp_path: Path) -> None:
+    predictions = bank(tmp_path)
+    predictions.predict(*batch_of([5, 7], [1, 1]))
+    mixed = predictions.predict(*batch_of([2, 7, 9, 5], [1, 1, 1, 1]))
+    live = LivePredictions(TEACHER, branches=(1, 2, 3), num_rotations=4).predict(*batch_of([2, 7, 9, 5], [1, 1, 1, 1]))
+    assert distance(mixed, live) < 1e-5
+    assert (predictions.hits, predictions.misses) == (2, 4)
+
+
+def test_the_first_write_wins_between_processes(tmp_path: Path) -> None:
+    first, second = bank(tmp_path), bank(tmp_path, teacher=make_teacher(seed=9))  # the same digest, so that a difference would show
+    asked = batch_of([1, 2], [3, 3])
+    told = first.predict(*asked)
+    assert same(second.predict(*asked), told)
+    assert second.misses == 0
+
+
+def test_a_changed_teacher_precision_or_dtype_never_meets_an_old_bank(tmp_path: Path) -> None:
+    opened(tmp_path)
+    opened(tmp_path, digest="b")
+    opened(tmp_path, numerics=replace(FLOAT32, bank_dtype="float16"))
+    opened(tmp_path, numerics=replace(FLOAT32, precision="bfloat16"))
+    opened(tmp_path)
+    assert len(bank_folders(tmp_path)) == 4
+
+
+def test_objectives_that_read_other_branches_share_one_bank(tmp_path: Path) -> None:
+    asked = batch_of([1, 2], [3, 4])
+    opened(tmp_path, branches=(2,)).predict(*asked)
+    few = opened(tmp_path, branches=(2,))
+    few.predict(*asked)
+    assert (few.hits, few.misses) == (2, 0)
+    all_branches = opened(tmp_path)
+    all_branches.predict(*asked)
+    assert (all_branches.hits, all_branches.misses) == (0, 2)
+    assert len(bank_folders(tmp_path)) == 1
+
+
+def test_an_entry_that_does_not_match_its_mark_is_computed_again(tmp_path: Path) -> None:
+    asked = batch_of([6], [2])
+    told = bank(tmp_path).predict(*asked)
+    (folder,) = bank_folders(tmp_path)
+    with (folder / "logits.data").open("r+b") as file:
+        file.seek((6 * VIEWS + 2) * 4 * 10 * 4 + 17)
+        file.write(b"\xff\xff")
+    again = bank(tmp_path)
+    assert distance(again.predict(*asked), told) < 1e-5
+    assert again.misses == 1
+
+
+def test_a_bank_above_its_budget_is_refused_with_the_reason_and_answers_live(tmp_path: Path) -> None:
+    predictions = opened(tmp_path, budget=1000)
+    assert predictions.source == "live"
+    assert predictions.fallback == "the bank needs 0.000899 GB, the budget is 1e-06 GB"
+    assert bank_bytes(50_000, 162, 4, 100, 3, "float16") == 84_240_000_000
+    assert bank_folders(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_used_is_a_reason_not_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    predictions = opened(tmp_path / "file")
+    assert predictions.source == "live"
+    assert "can't be used" in predictions.fallback
+
+
+def test_least_recently_used_banks_make_room_but_never_one_in_use(tmp_path: Path) -> None:
+    size = bank_bytes(48, VIEWS, 4, 10, 3, "float32")
+    for digest in "ab":
+        predictions = opened(tmp_path, digest=digest)
+        predictions.predict(*batch_of(list(range(48)), [0] * 48))
+        predictions.close()
+    oldest, newer = bank_folders(tmp_path)
+    in_use = opened(tmp_path, digest="a")  # now the newest, and open
+    opened(tmp_path, digest="c", budget=size + disk_bytes(oldest)).close()
+    assert oldest.exists()
+    assert not newer.exists()
+    opened(tmp_path, digest="d", budget=size)
+    assert oldest.exists()
+    assert in_use.predict(*batch_of([1], [0])).logits.shape == (1, 4, 10)
+
+
+def test_a_full_disk_turns_filling_off_and_the_answers_go_on(tmp_path: Path) -> None:
+    predictions = bank(tmp_path)
+    asked = batch_of([40, 41], [0, 0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        told = predictions.predict(*asked)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert predictions.fallback.startswith("bank filling stopped: ")
+    assert distance(told, predictions.live.predict(*asked)) < 1e-5
+    predictions.predict(*asked)
+    assert predictions.hits == 0
+    assert bank(tmp_path).predict(*asked).logits.shape == (2, 4, 10)
+
+
+def _fill_for_ever(root: Path, seed: int) -> None:
+    predictions, draw = bank(root), random.Random(seed)
+    while True:
+        indices = draw.sample(range(48), 4)
+        predictions.predict(*batch_of(indices, [draw.randrange(VIEWS) for _ in indices]))
+
+
+def test_two_writers_killed_again_and_again_leave_no_wrong_prediction(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    everything = [(index, view) for index in range(48) for view in range(VIEWS)]
+    asked = [batch_of([index for index, _ in chunk], [view for _, view in chunk]) for chunk in (everything[i::9] for i in range(9))]
+    expected = [LivePredictions(TEACHER, branches=(1, 2, 3), num_rotations=4).predict(*one) for one in asked]
+    forks, draw = multiprocessing.get_context("fork"), random.Random(0)
+    for attempt in range(10):
+        writers = [forks.Process(target=_fill_for_ever, args=(tmp_path, 2 * attempt + i)) for i in range(2)]
+        for writer in writers:
+            writer.start()
+        time.sleep(0.1 + 0.3 * draw.random())
+        for writer in writers:
+            writer.kill()
+            writer.join()
+            assert writer.exitcode == -9
+        reader = bank(tmp_path)
+        for one, right in zip(asked, expected, strict=True):
+            entries = (one[0].indices * VIEWS + one[0].views).numpy()
+            for array, values in zip(reader.arrays, (right.logits, *right.joint_logits), strict=True):
+                filled = torch.from_numpy(array.filled(entries))
+                stored = torch.from_numpy(array.data[entries].copy())[filled]
+                assert torch.allclose(stored, values[filled], rtol=1e-4, atol=1e-5)
+        reader.close()
+    last = bank(tmp_path)
+    for one, right in zip(asked, expected, strict=True):
+        assert distance(last.predict(*one), right) < 1e-5
+    assert last.hits > 0
+
+
+def test_banks_are_inspected_and_deleted_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions = bank(tmp_path)
+    predictions.predict(*batch_of([1], [0]))
+    (folder,) = bank_folders(tmp_path)
+    assert (folder / META_FILE).exists()
+    assert banks_main(BankOptions(command="inspect", bank_dir=tmp_path)) == 0
+    assert "resnet8_half float32" in capsys.readouterr().out
+    assert banks_main(BankOptions(command="delete", bank_dir=tmp_path, bank="all")) == 2
+    assert "accepted: one that no process has open" in capsys.readouterr().err
+    predictions.close()
+    assert banks_main(BankOptions(command="delete", bank_dir=tmp_path, bank="nothing")) == 2
+    assert banks_main(BankOptions(command="delete", bank_dir=tmp_path, bank="all")) == 0
+    assert bank_folders(tmp_path) == []

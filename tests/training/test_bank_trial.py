@@ -1,0 +1,64 @@
+"""Whole student trials from a bank: repeated, interrupted and resumed bit for bit; the record says who answered."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hsakd.banks import BankOptions
+from hsakd.banks import main as banks_main
+from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.records import ResultStore, TrialRecord
+from hsakd.training.trial import RunContext, TrialInterrupted, run_trial
+
+DATA = DataConfig(dataset="digits", train_subset=64)
+OPTIM = OptimConfig(epochs=2, batch_size=16, milestones=())
+TEACHER = TrialConfig(network="resnet8_half", data=DATA, optim=OPTIM, objective=ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0))))
+STUDENT = replace(
+    TEACHER,
+    teacher=TEACHER,
+    seed=1,
+    objective=ObjectiveConfig(terms=(("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))),
+    numerics=NumericsConfig(teacher_predictions="bank"),
+)
+
+
+def run(root: Path, banks: Path, config: TrialConfig = STUDENT, *, stop_at: int | None = None, budget: int = 10**9) -> TrialRecord:
+    context = RunContext(store=ResultStore(root), bank_dir=banks, bank_budget_bytes=budget)
+    run_trial(TEACHER, context)
+    calls = iter(range(1000))
+    return run_trial(config, context, should_stop=None if stop_at is None else lambda: next(calls) >= stop_at)
+
+
+def test_a_bank_run_is_repeated_and_resumed_bit_for_bit(tmp_path: Path) -> None:
+    cold = run(tmp_path / "a", tmp_path / "banks")
+    warm = run(tmp_path / "b", tmp_path / "banks")
+    assert cold.weights_sha256 == warm.weights_sha256
+    assert (warm.predictions_source, warm.bank_misses, warm.predictions_fallback) == ("bank", 0, "")
+    assert cold.bank_misses > 0
+    with pytest.raises(TrialInterrupted):
+        run(tmp_path / "c", tmp_path / "others", stop_at=3)
+    assert run(tmp_path / "c", tmp_path / "others").weights_sha256 == cold.weights_sha256
+
+
+def test_a_trial_whose_bank_does_not_fit_runs_live_and_says_so(tmp_path: Path) -> None:
+    record = run(tmp_path, tmp_path / "banks", budget=10)
+    assert (record.status, record.predictions_source) == ("complete", "live")
+    assert "the budget is" in record.predictions_fallback
+
+
+def test_channels_last_is_honoured_and_agrees(tmp_path: Path) -> None:
+    numerics = replace(STUDENT.numerics, channels_last=True)
+    other = run(tmp_path, tmp_path / "banks", replace(STUDENT, numerics=numerics, optim=replace(OPTIM, epochs=1)))
+    plain = run(tmp_path, tmp_path / "banks", replace(STUDENT, optim=replace(OPTIM, epochs=1)))
+    losses = [ResultStore(tmp_path).read_epochs(record.trial_id)[0].loss for record in (other, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_warmed_bank_leaves_no_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ResultStore(tmp_path)
+    run_trial(TEACHER, RunContext(store=store))
+    assert banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=TEACHER.trial_id)) == 0
+    assert "576 of 576 predictions were missing; all are stored" in capsys.readouterr().out
+    assert run(tmp_path, tmp_path / "banks").bank_misses == 0
+    assert banks_main(BankOptions(command="warm", bank_dir=tmp_path, out=tmp_path, teacher="nobody")) == 2

@@ -101,7 +101,6 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
         address=options.address,
         requires_gpus=options.require_gpus,
         run=options.run,
-        run=os.environ.get(RUN_VARIABLE, DEFAULT_RUN),
         context={
             "data_dir": data_dir,
             "device": "cuda" if options.gpus else "cpu",

@@ -72,8 +72,6 @@ class SweepOptions:
     """Refuse to start with fewer GPUs than --gpus."""
     dry_run: bool = False
     """Print the work-list and its cost; start nothing."""
-    run: str = "hsakd.training.trial:run_trial"
-    """MODULE:NAME of the function that runs a trial; another one for tests of the engine."""
 
     def __post_init__(self) -> None:
         preset = PRESETS[self.preset]

@@ -100,7 +100,7 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
         reuses_workers=PRESETS[options.preset].reuses_workers,
         address=options.address,
         requires_gpus=options.require_gpus,
-        run=options.run,
+        run=os.environ.get(RUN_VARIABLE, DEFAULT_RUN),
         context={
             "data_dir": data_dir,
             "device": "cuda" if options.gpus else "cpu",

@@ -15,12 +15,17 @@ from sweeps.check_study import differences
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--preset", "digits", "--gpus", "0", "--pairs", "resnet14-resnet8_half", "--seeds", "1", "--epochs", "2", "--trials", "2"]
-ARGUMENTS += ["--methods", "Student", "HSAKD*", "HSAKD-tuned", "--run", "stand_in_trials:run"]
+ARGUMENTS += ["--methods", "Student", "HSAKD*", "HSAKD-tuned"]
 
 
 def start(out: Path, *more: str, seconds: float = 0.3, **environment: str) -> "subprocess.Popen[str]":
     """Start the main command with stand-in trials of 2 * `seconds` each."""
-    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "STAND_IN_SECONDS": str(seconds), "OMP_NUM_THREADS": "1"}
+    paths = {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+        "STAND_IN_SECONDS": str(seconds),
+        "OMP_NUM_THREADS": "1",
+        "HSAKD_RUN": "stand_in_trials:run",
+    }
     return subprocess.Popen(
         [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--out", str(out), *ARGUMENTS, *more],
         env={**os.environ, **paths, **environment},

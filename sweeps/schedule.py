@@ -24,6 +24,7 @@ from sweeps.worklist import (
 
 IsFinished = Callable[[TrialConfig], TrialRecord | None]
 TUNED = "HSAKD-tuned"
+SEARCH_STAGES = 3  # a search trial, a confirmation and a report follow one another
 
 
 def cost_of(config: TrialConfig) -> float:
@@ -42,6 +43,8 @@ class Schedule:
         self.factory = TrialFactory(options)
         self.entries: list[PlanEntry] = []
         self.configs: dict[str, TrialConfig] = {}
+        self.needs: dict[str, tuple[str, ...]] = {}
+        self.costs: dict[str, float] = {}
         self.done: dict[str, TrialRecord] = {}
         self.running: set[str] = set()
         self.failed: set[str] = set()
@@ -52,6 +55,8 @@ class Schedule:
             self._add(entry, config)
         self.searches: dict[str, PairSearch] = {}
         self.search_teachers: dict[str, TrialConfig] = {}
+        self.student_costs: dict[str, float] = {}
+        self.stages_after: dict[str, tuple[str, int]] = {}  # trial -> its pair, and the searched students that follow one another after it
         self.phases: dict[str, str] = {}
         if TUNED in options.methods:
             store.root.mkdir(parents=True, exist_ok=True)
@@ -61,11 +66,15 @@ class Schedule:
                 pruner = make_pruner(options.pruner, self.factory.optim.epochs)
                 search = PairSearch(pair, storage, num_trials=num_search_trials(options), pruner=pruner)
                 self.searches[pair.name] = search
-                self.search_teachers[pair.name] = self.factory.joint_teacher(pair.teacher, 0, for_search=True)
+                teacher = self.factory.joint_teacher(pair.teacher, 0, for_search=True)
+                self.search_teachers[pair.name] = teacher
+                self.student_costs[pair.name] = cost_of(self.factory.hsakd(pair, 0, teacher))
                 self.phases[pair.name] = "search"
                 for trial in search.study.get_trials(deepcopy=False):
                     if trial.state.name != "WAITING" and trial.params:
                         self._plan_search(search, trial.number)
+        for name in sorted(self.searches, key=lambda name: self.student_costs[name]):
+            self.stages_after[self.search_teachers[name].trial_id] = (name, SEARCH_STAGES)
         self._advance()
 
     def _add(self, entry: PlanEntry, config: TrialConfig) -> None:
@@ -82,73 +91,75 @@ class Schedule:
             self._require(requirement)
         if config.trial_id in self.configs:
             return
-        self.configs[config.trial_id] = config
+        trial_id = config.trial_id
+        self.configs[trial_id] = config
+        self.needs[trial_id] = tuple(requirement.trial_id for requirement in config.requirements())
+        self.costs[trial_id] = cost_of(config)
         record = self.finished(config)
         if record is not None:
-            self.done[config.trial_id] = record
+            self.done[trial_id] = record
 
     def next_trial(self) -> TrialConfig | None:
         """Return a trial to start, or None if nothing can start now."""
         if self.is_stopping:
             return None
-        candidates = [config for config in self.configs.values() if self._can_start(config)]
-        if candidates:
-            paths = self._longest_paths()
-            chosen = max(candidates, key=lambda config: paths[config.trial_id])
-        else:
-            asked = self._ask()
-            if asked is None:
+        while True:
+            startable = [trial_id for trial_id in self.configs if self._can_start(trial_id)]
+            askable = [name for name, search in self.searches.items() if search.num_left() and self._is_usable(self.search_teachers[name])]
+            if not startable and not askable:
                 return None
-            chosen = asked
-        self.running.add(chosen.trial_id)
-        return chosen
+            paths = self._longest_paths() if startable else {}
+            best = max((paths[trial_id] for trial_id in startable), default=0.0)
+            name = max(askable, key=lambda name: SEARCH_STAGES * self.student_costs[name], default=None)
+            if name is None or best >= SEARCH_STAGES * self.student_costs[name]:
+                chosen = next(trial_id for trial_id in startable if paths[trial_id] == best)
+            else:
+                chosen = self._ask(name)
+                if not self._can_start(chosen):  # the same setting is running or has been run: told, and ask again
+                    continue
+            self.running.add(chosen)
+            return self.configs[chosen]
 
-    def _can_start(self, config: TrialConfig) -> bool:
-        trial_id = config.trial_id
+    def _can_start(self, trial_id: str) -> bool:
         if trial_id in self.done or trial_id in self.running or trial_id in self.failed:
             return False
-        return all(self._is_usable(requirement) for requirement in config.requirements())
+        return all(needed in self.done and self.done[needed].status == "complete" for needed in self.needs[trial_id])
 
     def _is_usable(self, config: TrialConfig) -> bool:
         return config.trial_id in self.done and self.done[config.trial_id].status == "complete"
 
     def _longest_paths(self) -> dict[str, float]:
-        """Return each trial's own cost plus the longest chain of those that wait for it."""
+        """Return each trial's own cost plus the longest chain of what waits for it, the stages of a search included."""
         dependants: dict[str, list[str]] = {}
-        for config in self.configs.values():
-            for requirement in config.requirements():
-                dependants.setdefault(requirement.trial_id, []).append(config.trial_id)
+        for trial_id, needs in self.needs.items():
+            for needed in needs:
+                dependants.setdefault(needed, []).append(trial_id)
         paths: dict[str, float] = {}
 
         def path(trial_id: str) -> float:
             if trial_id not in paths:
+                name, stages = self.stages_after.get(trial_id, ("", 0))
                 tail = max((path(dependant) for dependant in dependants.get(trial_id, [])), default=0.0)
-                paths[trial_id] = cost_of(self.configs[trial_id]) + tail
+                paths[trial_id] = self.costs[trial_id] + max(tail, stages * self.student_costs.get(name, 0.0))
             return paths[trial_id]
 
         for trial_id in self.configs:
             path(trial_id)
-        for name, teacher in self.search_teachers.items():
-            student_cost = cost_of(self.factory.hsakd(self.searches[name].pair, 0, teacher))
-            paths[teacher.trial_id] += 3 * student_cost  # a search trial, a confirmation and a report follow one another
         return paths
 
-    def _ask(self) -> TrialConfig | None:
-        ready = [name for name, search in self.searches.items() if search.num_left() and self._is_usable(self.search_teachers[name])]
-        if not ready:
-            return None
-        search = self.searches[max(ready, key=lambda name: self.searches[name].num_left())]
-        config = self._plan_search(search, search.ask())
-        if config.trial_id in self.done:  # the same setting was already run
-            self.complete(config.trial_id, self.done[config.trial_id])
-            return self._ask()
-        return config if self._can_start(config) else self._ask()
+    def _ask(self, name: str) -> str:
+        search = self.searches[name]
+        trial_id = self._plan_search(search, search.ask()).trial_id
+        if trial_id in self.done:  # the same setting was already run
+            self.complete(trial_id, self.done[trial_id])
+        return trial_id
 
     def _plan_search(self, search: PairSearch, number: int) -> TrialConfig:
         """Put a study's trial into the plan; tell it at once where the result folder knows its end."""
         config = self.factory.hsakd(search.pair, 0, self.search_teachers[search.pair.name], search.setting(number))
         self._add(self._entry(search.pair, "search", "search", config, study=search.pair.name, study_number=number), config)
         self.numbers.setdefault(config.trial_id, []).append((search, number))
+        self.stages_after[config.trial_id] = (search.pair.name, SEARCH_STAGES - 1)
         if search.study.get_trials(deepcopy=False)[number].user_attrs.get("trial_id") != config.trial_id and number in search.running():
             search.remember(number, config.trial_id)
         if config.trial_id in self.done:
@@ -202,6 +213,7 @@ class Schedule:
                             ),
                             config,
                         )
+                        self.stages_after.setdefault(config.trial_id, (name, 1))
                 self.phases[name] = "confirm"
             if self.phases[name] == "confirm":
                 winner = self._winner(search)
@@ -244,7 +256,7 @@ class Schedule:
         if self.running:
             return False
         can_ask = any(s.num_left() and self._is_usable(self.search_teachers[n]) for n, s in self.searches.items())
-        return not can_ask and not any(self._can_start(config) for config in self.configs.values())
+        return not can_ask and not any(self._can_start(trial_id) for trial_id in self.configs)
 
     def plan(self) -> list[PlanEntry]:
         """Return the plan, with searches not yet asked for as lines without a trial id."""

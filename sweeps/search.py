@@ -62,11 +62,16 @@ class PairSearch:
         self.pair = pair
         self.num_trials = num_trials
         self.placements = placements(network_table()[pair.student].num_branches)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=5)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study = optuna.create_study(
-                storage=storage, study_name=pair.name, direction="maximize", sampler=sampler, pruner=pruner, load_if_exists=True
+                storage=storage, study_name=pair.name, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=seed + len(self.study.get_trials(deepcopy=False)),  # a resumed study must not draw its first settings again
+                multivariate=True,
+                constant_liar=True,
+                n_startup_trials=5,
             )
         if not self.study.get_trials(deepcopy=False):
             paper = {"temperature": PAPER_SETTING.temperature, "kl_q": 1.0, "kl_p": 1.0, "placement": self.placements[0]}

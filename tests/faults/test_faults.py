@@ -1,0 +1,133 @@
+"""Bad days with real Ray processes: each ends as an undisturbed sweep does, and nothing finished is repeated."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hsakd.records import ResultStore
+from sweeps.check_study import differences
+
+ROOT = Path(__file__).parents[2]
+ARGUMENTS = ["--preset", "digits", "--gpus", "0", "--pairs", "resnet14-resnet8_half", "--seeds", "1", "--epochs", "2", "--trials", "2"]
+ARGUMENTS += ["--methods", "Student", "HSAKD*", "HSAKD-tuned"]
+
+
+def start(out: Path, *more: str, seconds: float = 0.3, **environment: str) -> "subprocess.Popen[str]":
+    """Start the main command with stand-in trials of 2 * `seconds` each."""
+    paths = {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+        "STAND_IN_SECONDS": str(seconds),
+        "OMP_NUM_THREADS": "1",
+        "HSAKD_RUN": "stand_in_trials:run",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--out", str(out), *ARGUMENTS, *more],
+        env={**os.environ, **paths, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(found: Callable[[], list[Path]], driver: "subprocess.Popen[str]", seconds: float = 120) -> list[Path]:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if paths := found():
+            return paths
+        assert driver.poll() is None, driver.communicate()
+        time.sleep(0.05)
+    raise AssertionError("nothing happened")
+
+
+def reported(out: Path) -> dict[tuple[str, str, int], float | None]:
+    """What the table is made of, HSAKD-tuned apart."""
+    store = ResultStore(out)
+    rows = {}
+    for entry in store.read_plan():
+        if entry.purpose in ("report", "teacher") and entry.method != "HSAKD-tuned":
+            record = store.read_trial(entry.trial_id)
+            assert record is not None
+            rows[entry.method, entry.trial_id, entry.seed] = record.top1_last
+    return rows
+
+
+def searches(out: Path) -> list[str]:
+    return sorted({entry.trial_id for entry in ResultStore(out).read_plan() if entry.purpose == "search"})
+
+
+def check_complete(out: Path, undisturbed: Path) -> None:
+    assert reported(out) == reported(undisturbed)
+    assert len(searches(out)) == len(searches(undisturbed)) == 2
+    assert differences(ResultStore(out)) == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    driver = start(out, seconds=0)
+    output = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    return out
+
+
+def test_a_killed_worker_is_replaced_and_the_sweep_completes(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(out)
+    victim = wait_for(lambda: list(out.glob("checkpoints/*/pid.*")), driver)[0]
+    os.kill(int(victim.suffix[1:]), signal.SIGKILL)
+    output = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    check_complete(out, undisturbed)
+    assert differences(ResultStore(out)) == []
+
+
+def test_a_terminated_driver_says_how_to_go_on_and_repeats_nothing(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(out)
+    wait_for(lambda: list(out.glob("trials/*.parquet")), driver)
+    driver.send_signal(signal.SIGTERM)
+    output, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 130, (output, errors)
+    assert "go on with: python" in output
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("trials/*.parquet")}
+    again = start(out, seconds=0)
+    output, errors = again.communicate(timeout=200)
+    assert again.returncode == 0, (output, errors)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    check_complete(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_and_a_cut_journal_lose_nothing(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(out)
+    wait_for(lambda: list(out.glob("trials/*.parquet"))[2:], driver)
+    driver.kill()
+    driver.communicate(timeout=60)
+    with (out / "studies.journal").open("ab") as file:
+        file.write(b'{"op_code": 4, "worker')
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("trials/*.parquet")}
+    again = start(out, seconds=0)
+    output = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    check_complete(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_poisoned_trial_is_given_up_recorded_and_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(out, "--max-failures", "1", seconds=0, STAND_IN_POISON="resnet14")
+    output, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 1, (output, errors)
+    records = [ResultStore(out).read_trial(trial_id) for trial_id in ResultStore(out).trial_ids()]
+    failed = [record for record in records if record is not None and record.status == "failed"]
+    assert {record.network for record in failed} == {"resnet14"}
+    assert all(record.attempts == 1 or "poisoned" in record.error for record in failed)
+    assert all(record.trial_id in errors for record in failed)

@@ -1,0 +1,60 @@
+"""The commands as a user types them: bad input, plans, status."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "sweeps" / name), *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--pairs", "wrn_40_2-nothing"), "nothing"),
+        (("--methods", "Magic"), "Magic"),
+        (("--dataset", "mnist"), "mnist"),
+        (("--preset", "huge"), "huge"),
+        (("--gpus", "-1"), "gpus"),
+        (("--gpus", "1.5"), "1.5"),
+        (("--epochs", "0"), "--epochs is 0"),
+        (("--address", "ray://host:1"), "ray job submit"),
+    ],
+)
+def test_bad_input_is_refused_with_status_2_and_without_a_traceback(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    result = command("run_pairs.py", "--out", str(tmp_path / "out"), *arguments)
+    assert result.returncode == 2
+    assert named in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("mine")
+    result = command("run_pairs.py", "--out", str(tmp_path))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+def test_a_dry_run_prints_the_papers_plan_and_writes_nothing(tmp_path: Path) -> None:
+    result = command("run_pairs.py", "--preset", "paper", "--gpus", "16", "--out", str(tmp_path / "out"), "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "wrn_40_2-wrn_16_2" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["status.py", "check_study.py"])
+def test_a_folder_without_a_sweep_is_refused_by_the_readers(name: str, tmp_path: Path) -> None:
+    result = command(name, str(tmp_path))
+    assert result.returncode == 2
+    assert "accepted" in result.stderr

@@ -183,7 +183,7 @@ class ScheduleSearcher(Searcher):
         )
         self.say(f"{record.status:8s} {describe(config)}  {accuracy}")
 
-    def _record(self, config: TrialConfig, status: str, error: str) -> TrialRecord:
+    def _record(self, config: TrialConfig, status: str, error: str, *, attempts: int = 1) -> TrialRecord:
         """Write the record of a trial that could not write its own."""
         epochs = self.epochs.get(config.trial_id, [])
         values = [row.top1_val for row in epochs if row.top1_val is not None]
@@ -192,7 +192,7 @@ class ScheduleSearcher(Searcher):
             trial_id=config.trial_id,
             status=status,
             error=error,
-            attempts=max(1, error.count(ATTEMPT_MARK)),
+            attempts=attempts,
             role=config.role,
             network=config.network,
             dataset=config.data.dataset,
@@ -213,7 +213,9 @@ class ScheduleSearcher(Searcher):
         path = self.options.out / "errors" / f"{config.trial_id}.txt"
         text = path.read_text() if path.exists() else "the worker process died without a word (killed, or its node was lost)"
         last = text.rsplit(ATTEMPT_MARK, 1)[-1].strip()
-        return self._record(config, "out_of_memory" if "TrialOutOfMemory" in last else "failed", last)
+        return self._record(
+            config, "out_of_memory" if "TrialOutOfMemory" in last else "failed", last, attempts=max(1, text.count(ATTEMPT_MARK))
+        )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the truth is on disk already."""

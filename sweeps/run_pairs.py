@@ -3,7 +3,6 @@
 import os
 import shlex
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from filelock import FileLock, Timeout
 from hsakd.config import TrialConfig
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions, parse, refuse
+from sweeps.live import SweepView
 from sweeps.presets import PRESETS
 from sweeps.schedule import Schedule, cost_of
 from sweeps.worklist import PAPER_SETTING, TrialFactory, known_work, num_search_trials, pairs_of, seeds_of
@@ -111,15 +111,9 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
             "bank_budget_bytes": None if options.bank_budget is None else int(options.bank_budget * 1e9),
         },
     )
-    started = time.monotonic()
-
-    def say(line: str) -> None:
-        done = len(schedule.done)
-        total = done + len(schedule.running) + schedule.num_waiting
-        print(f"[{time.monotonic() - started:6.0f} s  {done}/{total}] {line}", flush=True)
-
     try:
-        run_schedule(schedule, engine, say)
+        with SweepView(schedule) as view:
+            run_schedule(schedule, engine, view.say)
     except NoGpus as error:
         refuse(str(error))
     return conclude(options, schedule)

@@ -1,0 +1,83 @@
+"""What a running sweep shows: a live view on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sweeps.schedule import Schedule, cost_of
+
+
+class SweepView:
+    """Counts of trials, the best accuracy so far of each method and pair, and the time left at the speed so far.
+
+    `say` writes a line that stays; on a terminal the view below it refreshes twice a second.
+    """
+
+    def __init__(self, schedule: Schedule, *, is_terminal: bool | None = None) -> None:
+        self.schedule = schedule
+        self.started = time.monotonic()
+        self.already_done = set(schedule.done)
+        self.console = Console(highlight=False, soft_wrap=True)
+        on_terminal = sys.stdout.isatty() if is_terminal is None else is_terminal
+        self.live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True) if on_terminal else None
+
+    def __enter__(self) -> Self:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        """Print a line of news with the time and the count."""
+        news = f"[{time.monotonic() - self.started:6.0f} s  {len(self.schedule.done)}/{self.num_trials()}] {line}"
+        if self.live is not None:
+            self.console.print(Text(news))
+        else:
+            print(news, flush=True)
+
+    def num_trials(self) -> int:
+        """Return the trials known or to be asked for."""
+        return len(self.schedule.done) + len(self.schedule.running) + self.schedule.num_waiting
+
+    def seconds_left(self) -> float | None:
+        """Return the cost of known trials left over the cost done per second by this command; None before anything was done."""
+        schedule = self.schedule
+        done = sum(
+            cost_of(schedule.configs[trial_id]) for trial_id in set(schedule.done) - self.already_done if trial_id in schedule.configs
+        )
+        if done == 0:
+            return None
+        left = sum(cost_of(config) for trial_id, config in list(schedule.configs.items()) if trial_id not in schedule.done)
+        return left * (time.monotonic() - self.started) / done
+
+    def render(self) -> RenderableType:
+        """Return the view."""
+        schedule = self.schedule
+        left = self.seconds_left()
+        head = (
+            f"{len(schedule.done)} done, {len(schedule.running)} running, {schedule.num_waiting} waiting, {len(schedule.failed)} failed; "
+            f"{'time left not known yet' if left is None else f'about {left / 60:.0f} min left for the trials known so far'}"
+        )
+        table = Table("pair", "method", "best top-1 (last epoch, %)", box=None)
+        for (pair, method), accuracy in sorted(self.best().items()):
+            table.add_row(pair, method, f"{accuracy:.2f}")
+        return Group(Text(head), table)
+
+    def best(self) -> dict[tuple[str, str], float]:
+        """Return the best accuracy so far by (pair, method) among the reported rows."""
+        best: dict[tuple[str, str], float] = {}
+        for entry in list(self.schedule.entries):
+            record = self.schedule.done.get(entry.trial_id)
+            if entry.purpose == "report" and record is not None and record.top1_last is not None:
+                key = (f"{entry.teacher}-{entry.student}", entry.method)
+                best[key] = max(best.get(key, 0.0), record.top1_last)
+        return best

@@ -32,6 +32,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that is stopped before its first epoch reports nothing
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import ray
@@ -127,6 +128,10 @@ class ScheduleSearcher(Searcher):
         self.trial_ids: dict[str, str] = {}
         self.epochs: dict[str, list[EpochMetrics]] = {}
         self.pruned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray pickles its searcher into an experiment state that nobody restores."""
+        return {}
 
     def suggest(self, trial_id: str) -> Any:
         schedule = self.schedule
@@ -323,6 +328,8 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
             tuner.fit()
         except KeyboardInterrupt:
             schedule.is_stopping = True
+        except (tune.TuneError, ray.exceptions.RayError) as error:
+            say(f"Ray ended the sweep: {str(error).strip().splitlines()[-1]}")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)

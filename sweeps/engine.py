@@ -303,7 +303,11 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
                 raise KeyboardInterrupt
             schedule.is_stopping = True
             stop_path.touch()
-            say(f"{signal.Signals(number).name}: trials checkpoint at their next step; a second one ends at once")
+            # Not `say`: it reads the studies, whose lock the interrupted code may hold.
+            os.write(
+                sys.stdout.fileno(),
+                f"{signal.Signals(number).name}: trials checkpoint at their next step; a second ends at once\n".encode(),
+            )
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         experiments = Path(tempfile.mkdtemp(prefix="hsakd-tune-"))

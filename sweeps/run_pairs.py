@@ -122,6 +122,8 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
 def conclude(options: SweepOptions, schedule: Schedule) -> int:
     """Say what is done and what isn't, and the command that goes on; return the exit status."""
     counts = Counter(record.status for record in schedule.done.values())
+    for path in sorted((schedule.store.root / "set_aside").glob("*")):
+        print(f"set aside as unreadable, its trial is done again: {path}", file=sys.stderr)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     if schedule.is_complete:
         print(f"complete: {summary}; tables: python analysis/build.py {options.out}")

@@ -263,6 +263,13 @@ class ResultStore:
             return None
         return record
 
+    def finished(self, trial_id: str) -> TrialRecord | None:
+        """Return the record of a trial that needs no more work: pruned or diverged, or complete with its weights in place."""
+        record = self.read_trial(trial_id)
+        if record is None or record.status in ("failed", "out_of_memory"):
+            return None
+        return record if record.status != "complete" or self.weights_path(trial_id).exists() else None
+
     def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
         """Return a trial's epochs, or an empty list where there is no readable file."""
         path = self.epochs_path(trial_id)

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import ResultStore
 from sweeps.cli import SweepOptions, parse, refuse
 from sweeps.live import SweepView
 from sweeps.presets import PRESETS
@@ -21,14 +21,6 @@ DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
 
 
-def finished_on_disk(store: ResultStore, config: TrialConfig) -> TrialRecord | None:
-    """Return the record of a trial that needs no more work (a failed one is tried again)."""
-    record = store.read_trial(config.trial_id)
-    if record is None or record.status in ("failed", "out_of_memory"):
-        return None
-    return record if record.status != "complete" or store.weights_path(config.trial_id).exists() else None
-
-
 def print_plan(options: SweepOptions) -> None:
     """Print the work-list and its cost; nothing is started or written."""
     store = ResultStore(options.out)
@@ -37,7 +29,7 @@ def print_plan(options: SweepOptions) -> None:
     for _, config in lines:
         for trial in (*config.requirements(), config):
             configs[trial.trial_id] = trial
-    done = {trial_id for trial_id, config in configs.items() if finished_on_disk(store, config) is not None}
+    done = {trial_id for trial_id, config in configs.items() if store.finished(config.trial_id) is not None}
     print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s}  state")
     for entry, config in lines:
         state = "done" if entry.trial_id in done else "to do"
@@ -87,7 +79,7 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
     out = store.root
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     try:
-        schedule = Schedule(options, store, lambda config: finished_on_disk(store, config))
+        schedule = Schedule(options, store, lambda config: store.finished(config.trial_id))
         load_dataset(schedule.factory.data, data_dir, download=options.download)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))

@@ -77,7 +77,7 @@ def run_trial(
         TrialOutOfMemory: the device's memory did not suffice.
     """
     store = context.store
-    done = finished_record(store, config)
+    done = store.finished(config.trial_id)
     if done is not None:
         return done
     torch.set_num_threads(context.num_threads)
@@ -160,16 +160,6 @@ def run_trial(
     return record
 
 
-def finished_record(store: ResultStore, config: TrialConfig) -> TrialRecord | None:
-    """Return the record of a trial that needs no more work: diverged or pruned, or complete with its weights in place."""
-    record = store.read_trial(config.trial_id)
-    if record is None or record.status in ("failed", "out_of_memory"):
-        return None
-    if record.status == "complete" and not store.weights_path(config.trial_id).exists():
-        return None
-    return record
-
-
 def _fit_from_checkpoint(
     config: TrialConfig,
     network: HierarchicalNet,
@@ -238,7 +228,7 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
 
 def _required_weights(store: ResultStore, requirement: TrialConfig) -> Path:
     path = store.weights_path(requirement.trial_id)
-    if finished_record(store, requirement) is None or not path.exists():
+    if store.finished(requirement.trial_id) is None or not path.exists():
         raise MissingTeacher(
             f"trial {requirement.trial_id} ({requirement.network}, {requirement.role}) has no finished weights in {store.root}"
         )

@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
 from hsakd.network_table import network_table
-from sweeps.presets import METHODS, PRESETS
+from sweeps.presets import COMPARATORS, DEFAULT_METHODS, LIBRARY_TERMS, METHODS, PRESETS
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
+LIBRARY_HINT = "what needs no torchdistill, until pip install '.[comparators]'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,8 +32,8 @@ class SweepOptions:
     """Data, pairs and schedule."""
     pairs: tuple[str, ...] = ()
     """TEACHER-STUDENT names; default: the preset's."""
-    methods: tuple[str, ...] = METHODS
-    """Table rows."""
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    """Table rows; beside the default ones, the comparators of Table 1 and later ones (FitNet AT AB VID ...)."""
     seeds: int | None = None
     """Number of student seeds."""
     teacher_seeds: int = 1
@@ -84,6 +86,8 @@ class SweepOptions:
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
             _check("methods", method, method in METHODS, ", ".join(METHODS))
+            needs_library = method in COMPARATORS and any(name in LIBRARY_TERMS for name, _ in COMPARATORS[method].terms)
+            _check("methods", method, not needs_library or find_spec("torchdistill") is not None, LIBRARY_HINT)
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):

@@ -6,7 +6,7 @@ from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig, TrialConf
 from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
 from sweeps.cli import SweepOptions
-from sweeps.presets import PRESETS, SLOW_LEARNERS, with_epochs
+from sweeps.presets import COMPARATORS, PRESETS, SLOW_LEARNERS, with_epochs
 
 TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
 HSAKD_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))  # Eq. 5
@@ -81,8 +81,12 @@ class TrialFactory:
 
     def kd(self, pair: Pair, seed: int, teacher_seed: int) -> TrialConfig:
         """Conventional distillation from the frozen regime's backbone."""
+        return self.comparator(pair, seed, teacher_seed, KD_OBJECTIVE)
+
+    def comparator(self, pair: Pair, seed: int, teacher_seed: int, objective: ObjectiveConfig) -> TrialConfig:
+        """Distillation by any objective that needs no auxiliary classifiers, from the frozen regime's backbone."""
         teacher = self.baseline(pair.teacher, teacher_seed)
-        return replace(self.baseline(pair.student, seed), objective=KD_OBJECTIVE, numerics=self.student_numerics, teacher=teacher)
+        return replace(self.baseline(pair.student, seed), objective=objective, numerics=self.student_numerics, teacher=teacher)
 
     def hsakd(self, pair: Pair, seed: int, teacher: TrialConfig, setting: Setting = PAPER_SETTING) -> TrialConfig:
         """A student of `teacher`, on the same data."""
@@ -137,7 +141,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
         for teacher_seed in range(options.teacher_seeds):
             joint = factory.joint_teacher(pair.teacher, teacher_seed)
             frozen = factory.frozen_teacher(pair.teacher, teacher_seed)
-            if "KD" in methods or "HSAKD" in methods:
+            if any(method in ("KD", "HSAKD", *COMPARATORS) for method in methods):
                 add(pair, "backbone", "Teacher", factory.baseline(pair.teacher, teacher_seed), teacher_seed=teacher_seed)
             if "HSAKD" in methods:
                 add(pair, "teacher", "Teacher", frozen, teacher_seed=teacher_seed)
@@ -146,6 +150,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
             for seed in seeds_of(options):
                 rows = {
                     "KD": factory.kd(pair, seed, teacher_seed),
+                    **{name: factory.comparator(pair, seed, teacher_seed, objective) for name, objective in COMPARATORS.items()},
                     "HSAKD": factory.hsakd(pair, seed, frozen),
                     "HSAKD*": factory.hsakd(pair, seed, joint),
                 }
@@ -162,7 +167,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
 def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward)."""
     terms = {name for name, _ in config.objective.terms}
-    rotations = config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
+    rotations = config.num_rotations if terms & {"ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity"} else 1
     per_row = BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.teacher is not None:
         per_row += _multi_adds(config.teacher, with_branches="kl_q" in terms)

@@ -9,6 +9,9 @@ from analysis.table import Cell, Table
 
 PUBLISHED_N = 3  # runs behind a published mean ± std; their ddof is not published
 PUBLISHED_EPOCHS = 240
+COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
+LATER = ("PKT", "DKD", "DIST", "ReviewKD", "LSKD")
+ROWS = tuple(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,)))
 Pair = tuple[str, str, str]
 
 
@@ -19,7 +22,7 @@ def build(results: Results, options: Options) -> list[Table]:
     if not pairs:
         raise NothingToShow("Table 1: the folder's plan has no reported pair.")
     found = set(entries["method"])
-    methods = [*METHODS, *sorted(found - set(METHODS))]
+    methods = [*ROWS, *sorted(found - set(ROWS))]
     published = {pair: _published(pair) for pair in pairs}
     others = sorted({method for rows in published.values() for method in rows} - set(methods))
     notes: list[str] = []

@@ -13,11 +13,14 @@ Initialization = Literal["he", "authors"]
 
 
 class Output(NamedTuple):
-    """What a network says of R rows: class logits, the joint logits of the computed branches in rising order, and all L tapped maps."""
+    """What a network says of R rows: class logits, the joint logits of the computed branches in rising order, all L tapped maps, and
+    the embedding, which is what the backbone's linear layer reads.
+    """
 
     logits: Tensor  # [R, N]
     joint_logits: tuple[Tensor, ...]  # [R, M*N] each; joint class k = y*M + j
     features: tuple[Tensor, ...]  # [R, C_l, H_l, W_l] each
+    embedding: Tensor  # [R, C]
 
 
 class Classifier(nn.Module):
@@ -29,9 +32,14 @@ class Classifier(nn.Module):
         self.neck = neck
         self.head = nn.Linear(in_channels, num_outputs)
 
+    def embed(self, maps: Tensor) -> Tensor:
+        """Return the pooled maps [R, C] of the last stage's maps: what the linear layer reads."""
+        embedding: Tensor = self.neck(maps).mean(dim=(2, 3))
+        return embedding
+
     def classify(self, maps: Tensor) -> Tensor:
         """Return logits [R, num_outputs] of the last stage's maps."""
-        logits: Tensor = self.head(self.neck(maps).mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.embed(maps))
         return logits
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -121,7 +129,8 @@ class HierarchicalNet(nn.Module):
         features = tuple(map_.detach() for map_ in maps) if self.is_frozen else maps
         chosen = self.taps if branches is None else branches
         joint_logits = tuple(self.auxiliary_classifiers[str(tap)](features[tap - 1]) for tap in chosen)
-        return Output(logits=self.backbone.classify(maps[-1]), joint_logits=joint_logits, features=features)
+        embedding = self.backbone.embed(maps[-1])
+        return Output(logits=self.backbone.head(embedding), joint_logits=joint_logits, features=features, embedding=embedding)
 
 
 def create_network(

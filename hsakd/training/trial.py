@@ -223,6 +223,7 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
         weights_sha256=_weights_digest(context.store, config.teacher),
         bank_dir=context.bank_dir,
         budget_bytes=context.bank_budget_bytes,
+        feature_terms=objective.feature_terms,
     )
 
 

@@ -10,11 +10,10 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.network_table import network_table
-from sweeps.presets import COMPARATORS, DEFAULT_METHODS, LIBRARY_TERMS, METHODS, PRESETS
+from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, needs_library
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
-LIBRARY_HINT = "what needs no torchdistill, until pip install '.[comparators]'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,8 +85,8 @@ class SweepOptions:
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
             _check("methods", method, method in METHODS, ", ".join(METHODS))
-            needs_library = method in COMPARATORS and any(name in LIBRARY_TERMS for name, _ in COMPARATORS[method].terms)
-            _check("methods", method, not needs_library or find_spec("torchdistill") is not None, LIBRARY_HINT)
+            if needs_library(method) and find_spec("torchdistill") is None:
+                raise ValueError(f"--methods is {method}, which needs torchdistill: pip install '.[comparators]'")
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):

@@ -30,7 +30,10 @@ COMPARATORS = {
     "ReviewKD": beside_kd("review", 1.0),
     "LSKD": ObjectiveConfig(terms=(("task", 0.1), ("kd_standardized", 9.0)), temperature=2.0),
 }
-LIBRARY_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "sp", "pkt", "dist", "review", "kd_standardized")  # those that need torchdistill
+# What the terms' registrations in hsakd.losses declare, for those who must not wait for torch; a test holds the two together.
+LIBRARY_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "pkt", "dist", "review", "kd_standardized")  # they need torchdistill
+ROTATED_TERMS = ("ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity")
+PRETRAINING_SHARES = {"ab": 30 / 240, "sskd_similarity": 60 / 240}  # of the epochs, before the training proper
 METHODS = (*DEFAULT_METHODS, *COMPARATORS)
 PAPER_PAIRS = (
     "wrn_40_2-wrn_16_2",
@@ -43,6 +46,11 @@ PAPER_PAIRS = (
     "resnet32x4-shufflenet_v2",
 )
 SLOW_LEARNERS = ("mobilenetv2_half", "shufflenet_v1", "shufflenet_v2")  # learning rate 0.01 in the authors' commands
+
+
+def needs_library(method: str) -> bool:
+    """Return whether a row needs torchdistill."""
+    return method in COMPARATORS and any(name in LIBRARY_TERMS for name, _ in COMPARATORS[method].terms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

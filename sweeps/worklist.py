@@ -6,7 +6,7 @@ from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig, TrialConf
 from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
 from sweeps.cli import SweepOptions
-from sweeps.presets import COMPARATORS, PRESETS, SLOW_LEARNERS, with_epochs
+from sweeps.presets import COMPARATORS, PRESETS, PRETRAINING_SHARES, ROTATED_TERMS, SLOW_LEARNERS, with_epochs
 
 TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
 HSAKD_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))  # Eq. 5
@@ -167,12 +167,13 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
 def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward)."""
     terms = {name for name, _ in config.objective.terms}
-    rotations = config.num_rotations if terms & {"ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity"} else 1
+    rotations = config.num_rotations if terms & set(ROTATED_TERMS) else 1
     per_row = BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.teacher is not None:
         per_row += _multi_adds(config.teacher, with_branches="kl_q" in terms)
     scale = ((config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)) / 32) ** 2
-    return per_row * rotations * scale * num_images * config.optim.epochs
+    epochs = config.optim.epochs * (1 + sum(PRETRAINING_SHARES.get(name, 0.0) for name in terms))
+    return per_row * rotations * scale * num_images * epochs
 
 
 DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32}

@@ -236,11 +236,11 @@ class Objective:
         return cls(terms=config.terms, temperature=config.temperature, branch_weights=config.branch_weights)
 
     def with_modules(self, context: Callable[[], TermContext]) -> Self:
-        """Return the objective with its terms' modules, initialized from (term, seed) only; `context` is asked if there are any."""
-        names = [name for name in self.names if LOSS_TERMS[name].build is not None]
-        if not names:
+        """Return the objective with its terms' modules, initialized from (term, seed) only; `context` is asked if a term reads maps."""
+        if not self.feature_terms:
             return self
         facts = context()
+        names = [name for name in self.names if LOSS_TERMS[name].build is not None]
         return replace(self, modules=nn.ModuleDict({name: build_module(name, facts) for name in names}))
 
     def training_proper(self) -> Self:

@@ -231,7 +231,7 @@ def fit(
     torch.manual_seed(config.seed)
     if state is not None:
         network.load_state_dict(state["network"])
-        modules.load_state_dict(state["modules"])
+        modules.load_state_dict(state.get("modules", {}))  # files of older versions have none
         optimizer.load_state_dict(state["optimizer"])
         epochs = [EpochMetrics(**row) for row in state["epochs"]]
         first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]

@@ -55,7 +55,10 @@ def test_every_comparator_is_trained_and_recorded(root: Path, method: str) -> No
     assert all(name.startswith("backbone.") for name in weights)  # a term's module is no part of the student
 
 
-@pytest.mark.parametrize("method", ["VID", "CRD", "AB", "SSKD"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("AB", "SSKD")]
+
+
+@pytest.mark.parametrize("method", ["VID", "CRD", *SLOW])
 def test_a_stopped_comparator_goes_on_bit_identically_with_its_module_and_memory(root: Path, tmp_path: Path, method: str) -> None:
     config = student(method)
     undisturbed = run_trial(config, RunContext(store=ResultStore(root)))

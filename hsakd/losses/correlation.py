@@ -9,14 +9,14 @@ from torch.nn.functional import normalize
 from hsakd.losses.objective import Step, TermContext, TermModule, feature_module
 
 EMBEDDING_WIDTH = 128  # CRD's `--feat_dim`
-GAMMA, ORDER = 0.4, 2  # the paper's kernel (section 4.1); torchdistill's configuration has the same
+GAMMA, ORDER = 0.4, 2  # the kernel of torchdistill's configuration for CCKD
 
 
 @feature_module("cc")
 class CorrelationCongruence(TermModule):
     """Squared Frobenius distance of the Gaussian correlation matrices of linear embeddings of width 128, over B^2.
 
-    Peng et al. 2019 (arXiv 1904.01802), Eqs. 5 to 8: the kernel is a Taylor series of order 2 of unit vectors. torchdistill's CCKDLoss
+    Peng et al. 2019 (arXiv 1904.01802), section 3, L_CC: the kernel is a Taylor series of order 2 of unit vectors. torchdistill's CCKDLoss
     takes the distance without the square, and CRD's code has another formula altogether (products of neighbours' differences), so
     this one is ours. Weight 0.02: CRD's published command. Both embeddings are trained, as CRD does.
     """

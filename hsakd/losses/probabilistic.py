@@ -10,7 +10,7 @@ from hsakd.losses.objective import Step, loss_term
 def probabilistic(step: Step) -> Tensor:
     """KL of the conditional probabilities that the cosine kernel gives to pairs of the batch's embeddings, mean over B^2.
 
-    Passalis and Tefas 2018 (arXiv 1803.10837), Eqs. 3 to 6. Weight 30000: CRD's published command. The loss is torchdistill's.
+    Passalis and Tefas 2018 (arXiv 1803.10837), section 3. Weight 30000: CRD's published command. The loss is torchdistill's.
     """
     student, teacher = step.unrotated_embeddings()
     value: Tensor = mid_level_losses().PKTLoss("0", "output", "0", "output")(hooked(student), hooked(teacher))

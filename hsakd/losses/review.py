@@ -14,7 +14,7 @@ WARM_UP_EPOCHS = 20  # of 240, the authors' `--kd-warm-up`: the term grows linea
 class KnowledgeReview(TermModule):
     """Hierarchical context loss of fused student maps and teacher maps, summed over the stages and the pooled last one, with warm-up.
 
-    Chen et al. 2021 (arXiv 2104.09044), Eq. 7, with attention-based fusion from the last stage downwards. Weight 1: the default of the
+    Chen et al. 2021 (arXiv 2104.09044), section 3, with attention-based fusion from the last stage downwards. Weight 1: the default of the
     authors' `--kd-loss-weight`; their commands take 0.6 to 8 by pair. Fusion and loss are torchdistill's. Fused maps that differ in size
     from the teacher's are average-pooled with them to the smaller one (the authors repeat pixels); maps are as the stages give them
     (the authors' ResNets: before the ReLU).

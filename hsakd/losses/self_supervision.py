@@ -14,7 +14,7 @@ WRONG_KEPT = 0.75  # `--ratio-ss`: the share of the teacher's wrong answers that
 def transformed_classes(step: Step) -> Tensor:
     """T^2 KL(teacher's p || student's p) on the rotated images only, mean over the B*(M-1) rows.
 
-    Xu et al. 2020 (arXiv 2006.07114), L_T in Eq. 8. Weight 2.7 (`--tf-weight`), and all wrong answers are kept (`--ratio-tf 1.0`): the
+    Xu et al. 2020 (arXiv 2006.07114), section 3, L_T. Weight 2.7 (`--tf-weight`), and all wrong answers are kept (`--ratio-tf 1.0`): the
     authors' defaults, which their published commands use.
     """
     student, teacher = widened(step.student_logits[:, 1:]), widened(step.required_teacher_logits()[:, 1:])
@@ -28,7 +28,7 @@ def transformed_classes(step: Step) -> Tensor:
 class SelfSupervisedSimilarity(TermModule):
     """T^2 KL of the distributions over a batch's B unrotated images, by cosine similarity to each of the B*(M-1) rotated ones.
 
-    Xu et al. 2020, L_ss in Eq. 8, T = 0.5, on rows that the teacher gets right and the three quarters of the others where it is least
+    Xu et al. 2020, section 3, L_ss, T = 0.5, on rows that the teacher gets right and the three quarters of the others where it is least
     wrong. Weight 10 (`--ss-weight`). Pre-training: 60 epochs (milestones 30, 45) of the teacher's projection alone, with
     cross-entropy of the similarities, its backbone as it is. torchdistill's SSKDLoss has the same values, but waits for the device (it
     counts wrong answers to cut its rows), so this one is ours: it weighs rows by 0 and 1.

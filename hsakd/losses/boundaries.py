@@ -14,10 +14,10 @@ SCALE = 3 / 1000  # of the authors' code and of CRD's
 class ActivationBoundaries(TermModule):
     """The squared hinge of margin 1 that puts the student's neurons on the teacher's side of zero, in every stage, for 30 of 240 epochs.
 
-    Heo et al. 2019 (arXiv 1811.03233), the alternative loss, with connectors (convolution and BN) where shapes differ; stage l of L weighs 2^(l-L).
-    30 epochs before, nothing of it afterwards, weight 1: CRD's code and published command. The loss is torchdistill's. A teacher's
-    neuron is active where its map after the ReLU is positive, which is where it is positive before; the student's connector reads the
-    map as the stage gives it (after the ReLU in ResNets and VGG), CRD's before.
+    Heo et al. 2019 (arXiv 1811.03233), the alternative loss, with connectors (convolution and BN) where shapes differ; stage l of L
+    weighs 2^(l-L). 30 epochs before, nothing of it afterwards, weight 1: CRD's code and published command. The loss is torchdistill's. A
+    teacher's neuron is active where its map after the ReLU is positive, which is where it is positive before; the student's connector
+    reads the map as the stage gives it (after the ReLU in ResNets and VGG), CRD's before.
     """
 
     def __init__(self, context: TermContext) -> None:

@@ -16,11 +16,12 @@ EPS = 1e-7
 class ContrastiveRepresentation(TermModule):
     """Noise-contrastive estimation in both directions: which of K+1 remembered embeddings is this image's.
 
-    Tian et al. 2020 (arXiv 1910.10699), section 3, L_critic with h as in its code: K negatives of other classes, temperature 0.07, memory momentum 0.5. Weight
-    0.8: the authors' published command. K is 16384, or the images of other classes where they are fewer (the authors would draw them
-    many times over); negatives are drawn with replacement, the authors' without. The memories (buffers, indexed by training image) and
-    the normalization constants are part of the checkpoint; negatives depend on (seed, step) only. torchdistill's CRDLoss waits for the
-    device five times a step and can't draw negatives itself (its `draw` reads an attribute that is never set), so this one is ours.
+    Tian et al. 2020 (arXiv 1910.10699), section 3, L_critic with h as in its code: K negatives of other classes, temperature 0.07, memory
+    momentum 0.5. Weight 0.8: the authors' published command. K is 16384, or the images of other classes where they are fewer (the authors
+    would draw them many times over); negatives are drawn with replacement, the authors' without. The memories (buffers, indexed by
+    training image) and the normalization constants are part of the checkpoint; negatives depend on (seed, step) only. torchdistill's
+    CRDLoss waits for the device five times a step and can't draw negatives itself (its `draw` reads an attribute that is never set), so
+    this one is ours.
     """
 
     memory_student: Tensor

@@ -26,7 +26,7 @@ def target_class(step: Step) -> Tensor:
 def nontarget_classes(step: Step) -> Tensor:
     """T^2 KL of the distributions among the classes other than the target, mean over B, with the authors' warm-up.
 
-    Zhao et al. 2022, Eq. 7, beta = 8 (weight 8): the default of the authors' code, theirs for resnet32x4; they take 1 to 10 by teacher.
+    Zhao et al. 2022, Eq. 7, beta = 8 (weight 8): the default of the authors' code, theirs for resnet32x4 (they take 2 for resnet56).
     """
     student, teacher = (_without_target(logits, step.labels).log_softmax(dim=1) for logits in _softened(step))
     return _kl(student, teacher, step) * _warm_up(step)

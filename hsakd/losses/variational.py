@@ -13,8 +13,9 @@ INITIAL_VARIANCE, EPS = 5.0, 1e-5  # the authors' code, as CRD has it
 class VariationalInformation(TermModule):
     """Negative log likelihood of the teacher's maps under a Gaussian whose mean is regressed from the student's, summed over all stages.
 
-    Ahn et al. 2019 (arXiv 1904.05835), section 2, the Gaussian variational bound: three 1x1 convolutions, a variance per channel, the constant left out. Weight 1:
-    CRD's published command. Loss and regressors are torchdistill's; maps of different sizes are pooled as CRD does.
+    Ahn et al. 2019 (arXiv 1904.05835), section 2, the Gaussian variational bound: three 1x1 convolutions, a variance per channel, the
+    constant left out. Weight 1: CRD's published command. Loss and regressors are torchdistill's; maps of different sizes are pooled as
+    CRD does.
     """
 
     def __init__(self, context: TermContext) -> None:

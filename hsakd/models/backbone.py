@@ -15,6 +15,13 @@ class StageBuilder(Protocol):
     def __call__(self, in_channels: int, *, downsample: bool) -> nn.Module: ...
 
 
+class HeightAwareStage(nn.Sequential):
+    """A stage that does something else in a backbone for images of some height [pixels]; branches call it without."""
+
+    def forward(self, maps: Tensor, image_height: int | None = None) -> Tensor:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """One row of the stage table: how to build the stage, and the width of its output, the tap of c_l."""

@@ -191,7 +191,7 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
         initialization=config.numerics.initialization,
     )
     if config.imported_sha256 is not None:
-        load_weights(network, store.root / "imported" / f"{config.imported_sha256}.safetensors")
+        load_weights(network, store.imported_path(config.imported_sha256))
     if config.backbone is not None:
         load_weights(network, _required_weights(store, config.backbone))
         network.freeze_backbone()

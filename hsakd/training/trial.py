@@ -101,6 +101,7 @@ def run_trial(
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest = ""
     if accuracy is not None:
+        store.checkpoint_dir(config.trial_id).mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
         save_weights(network, store.weights_path(config.trial_id), layout="ours")
         weights_digest = weights_sha256(network)
     teacher = config.teacher

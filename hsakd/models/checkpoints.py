@@ -24,6 +24,7 @@ from hsakd.models.network import HierarchicalNet
 Origin = Literal["ours", "hsakd", "crd", "sskd", "torchvision", "plain"]
 Layout = Literal["ours", "hsakd"]
 
+ZIP_START, PICKLE_START = b"PK", b"\x80"  # torch.save's format, and its old one
 _WRAPPERS: Mapping[str, Origin] = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
 _MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
 """Who uses which stem stride: the state dicts can't tell."""
@@ -229,6 +230,8 @@ def _read(path: Path) -> _Weights:
             raise ValueError(f"{path}: truncated or damaged safetensors file ({error})") from error
         found = _unwrap(tensors, str(path))
         return replace(found, network=metadata.get("network"))
+    if not start.startswith((ZIP_START, PICKLE_START)):
+        raise ValueError(f"{path}: refused: not a weights file, or truncated (neither safetensors nor torch.save's format)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

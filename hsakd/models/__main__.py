@@ -9,14 +9,16 @@ from rich.table import Table
 
 from hsakd.models import network_names
 from hsakd.models.facts import facts_of
-from hsakd.network_table import TABLE_FILE
+from hsakd.network_table import TABLE_FILE, network_table
 
 
 def main() -> None:
-    facts = {name: facts_of(name) for name in network_names()}
     if "--write-table" in sys.argv[1:]:
+        facts = {name: facts_of(name) for name in network_names()}
         TABLE_FILE.write_text(json.dumps({name: asdict(row) for name, row in facts.items()}, indent=1) + "\n")
         return
+    known = network_table()
+    facts = {name: known[name] if name in known else facts_of(name) for name in network_names()}
     table = Table("network", "parameters", "multi-adds", "branches", "with branches", "taps (C x H x W)")
     for name, row in facts.items():
         table.add_row(

@@ -181,7 +181,12 @@ def plan_of(name: str) -> Plan | None:
 COUNTED = [name for name in network_names() if plan_of(name) is not None]
 
 
-@pytest.mark.parametrize("name", COUNTED)
+DEEP = ("101", "152", "110", "56", "wrn_40", "mobilenetv2_half_s2")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if any(word in name for word in DEEP) else name for name in COUNTED]
+)
 def test_parameters_and_multi_adds_equal_a_count_written_as_loops(name: str) -> None:
     plan = plan_of(name)
     assert plan is not None

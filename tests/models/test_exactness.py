@@ -36,7 +36,24 @@ PAIRS_THERE = {  # the authors' factory of two independent copies -> our name of
 }
 FACTORIES = list(json.loads((GOLDEN / "architectures.json").read_text())["architectures"])
 SINGLE = [factory for factory in FACTORIES if factory not in PAIRS_THERE]
-HEAVY = ("101", "152", "imagenet", "ResNet", "vgg16", "vgg19", "vgg11", "resnet110", "vgg13", "vgg8_bn", "resnet32x4", "resnet56")
+HEAVY = (
+    "wrn_40",
+    "wrn_16_2_aux",
+    "resnet44",
+    "resnet32",
+    "mobilenetV2_aux",
+    "101",
+    "152",
+    "imagenet",
+    "ResNet",
+    "vgg16",
+    "vgg19",
+    "vgg11",
+    "resnet110",
+    "vgg13",
+    "vgg8_bn",
+    "resnet56",
+)
 
 
 def quick_first(factories: list[str]) -> list[Any]:

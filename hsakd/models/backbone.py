@@ -47,7 +47,7 @@ class BackboneSpec:
     """A whole backbone: `stem()` gives `stem_channels` maps, `neck()` stands between the last stage and global pooling.
 
     `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside);
-    `prefers_channels_last` is the measured preference of the family's convolutions. `extractor`, if there is one, stands for stem and
+    `prefers_channels_last` is the family's measured preference on CPUs (all so far). `extractor`, if there is one, stands for stem and
     stages in the backbone (a timm model): rows -> the maps of all stages.
     """
 
@@ -60,7 +60,7 @@ class BackboneSpec:
     backbone_init: PartInit
     branch_init: PartInit
     neck_in_extractor: bool = False
-    prefers_channels_last: bool = False
+    prefers_channels_last: bool = True
     extractor: Callable[[], nn.Module] | None = None
 
 

@@ -98,7 +98,9 @@ def run_trial(
             attempt=context.attempt,
         )
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest = ""
@@ -254,6 +256,11 @@ def _set_determinism(numerics: NumericsConfig) -> None:
     torch.backends.cudnn.allow_tf32 = numerics.tf32
     torch.backends.cudnn.benchmark = not numerics.deterministic
     torch.use_deterministic_algorithms(numerics.deterministic)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or, as a plain RuntimeError of PyTorch's allocator, the host has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -35,6 +35,7 @@ LIBRARY_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "pkt", "dist", "review", "k
 ROTATED_TERMS = ("ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity")
 PRETRAINING_SHARES = {"ab": 30 / 240, "sskd_similarity": 60 / 240}  # of the epochs, before the training proper
 METHODS = (*DEFAULT_METHODS, *COMPARATORS)
+BACKBONE_METHODS = ("KD", "HSAKD", *COMPARATORS)  # rows whose teacher is the plain backbone, or is trained on it
 PAPER_PAIRS = (
     "wrn_40_2-wrn_16_2",
     "wrn_40_2-wrn_40_1",

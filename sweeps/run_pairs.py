@@ -14,6 +14,7 @@ from sweeps.cli import SweepOptions, parse, refuse
 from sweeps.live import SweepView
 from sweeps.presets import PRESETS
 from sweeps.schedule import Schedule, cost_of
+from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
 from sweeps.worklist import PAPER_SETTING, TrialFactory, known_work, num_search_trials, pairs_of, seeds_of
 
 INTERRUPTED = 130
@@ -54,6 +55,10 @@ def top_k_of(options: SweepOptions) -> int:
 def main() -> int:
     """Run the command; return its exit status: 0 only if the sweep is complete."""
     options = parse(SweepOptions)
+    try:
+        print("".join(f"{line}\n" for line in describe_files(options)), end="")
+    except (ValueError, OSError) as error:
+        refuse(str(error))
     if options.dry_run:
         print_plan(options)
         return 0
@@ -79,6 +84,7 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
     out = store.root
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     try:
+        import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, lambda config: store.finished(config.trial_id))
         load_dataset(schedule.factory.data, data_dir, download=options.download)
     except (ValueError, KeyError) as error:
@@ -117,6 +123,8 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     for path in sorted((schedule.store.root / "set_aside").glob("*")):
         print(f"set aside as unreadable, its trial is done again: {path}", file=sys.stderr)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    for sentence in filter(None, map(doubt, schedule.done.values())):
+        print(f"note: {sentence}", file=sys.stderr)
     if schedule.is_complete:
         print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0

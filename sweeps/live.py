@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.schedule import Schedule, cost_of
+from sweeps.cost import cost_of
+from sweeps.schedule import Schedule
 
 
 class SweepView:

@@ -13,7 +13,8 @@ from hsakd.records import ResultStore
 from sweeps.cli import SweepOptions, parse, refuse
 from sweeps.live import SweepView
 from sweeps.presets import PRESETS
-from sweeps.schedule import Schedule, cost_of
+from sweeps.cost import cost_of
+from sweeps.schedule import Schedule
 from sweeps.worklist import PAPER_SETTING, TrialFactory, known_work, num_search_trials, pairs_of, seeds_of
 
 INTERRUPTED = 130

@@ -11,7 +11,7 @@ import tyro
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, ResultStore, TrialRecord, read_rows
 from sweeps.cli import parse, refuse
-from sweeps.schedule import cost_of
+from sweeps.cost import cost_of
 
 STATES = ("done", "begun", "waiting", "failed")
 SHOWN_ERRORS = 5

@@ -7,7 +7,7 @@ DTYPE_BYTES = {"float16": 2, "float32": 4}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewFacts:
-    """What a bank's size depends on: classes, and the crops (padding in pixels) and flips of a data set. A test compares it with `DATASETS`."""
+    """What a bank's size depends on: classes, crops (padding in pixels) and flips; a test compares it with `DATASETS`."""
 
     num_classes: int
     padding: int

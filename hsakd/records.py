@@ -304,10 +304,21 @@ class ResultStore:
     def finished(self, trial_id: str) -> TrialRecord | None:
         """Return the record of a trial that needs no more work: pruned or diverged, or complete with its weights in place or given up."""
         record = self.read_trial(trial_id)
-        if record is None or record.status in ("failed", "out_of_memory"):
+        return record if record is not None and self.is_finished(record) else None
+
+    def peek_trial(self, trial_id: str) -> TrialRecord | None:
+        """Return a trial's record, or None where there is no readable one; a reader beside the driver sets nothing aside."""
+        try:
+            record: TrialRecord = read_rows(self.trial_path(trial_id), TrialRecord)[0]
+        except (ValueError, IndexError):
             return None
-        keeps_promise = record.status != "complete" or not record.has_weights or self.weights_path(trial_id).exists()
-        return record if keeps_promise else None
+        return record
+
+    def is_finished(self, record: TrialRecord) -> bool:
+        """Whether a trial with this record needs no more work."""
+        if record.status in ("failed", "out_of_memory"):
+            return False
+        return record.status != "complete" or not record.has_weights or self.weights_path(record.trial_id).exists()
 
     def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
         """Return a trial's epochs, or an empty list where there is no readable file."""

@@ -65,6 +65,9 @@ class Schedule:
         self.redone: set[str] = set()  # requirements that were done, lost their weights and were trained again
         self.numbers: dict[str, list[tuple[PairSearch, int]]] = {}
         self.is_stopping = False
+        self.num_slots = 1.0  # trials at once, as the engine sees it
+        self.epochs_done: dict[str, int] = {}  # of running trials
+        self.forecast_seconds: float | None = None  # what was left at the engine's last look; for readers in other threads
         self.lines: set[tuple[str, str, str, str, int]] = set()
         self.searches: dict[str, PairSearch] = {}
         self.search_teachers: dict[str, TrialConfig] = {}
@@ -340,6 +343,25 @@ class Schedule:
             return False
         ready = (*self.newly_ready, *(trial_id for _, _, trial_id in self.queue))
         return not any(map(self._can_ask, self.searches)) and not any(map(self._can_start, ready))
+
+    def seconds_left(self) -> float:
+        """Return about how long the rest takes: the work left over the slots, or the longest chain if that is longer."""
+        self._refresh_paths()
+        work = chain = 0.0
+        for trial_id in self.configs:
+            if trial_id in self.done or trial_id in self.failed:
+                continue
+            epochs = max(1, self.configs[trial_id].optim.epochs)
+            begun = self.costs[trial_id] * min(1.0, self.epochs_done.get(trial_id, 0) / epochs) if trial_id in self.running else 0.0
+            work += self.costs[trial_id] - begun
+            chain = max(chain, self._path(trial_id) - begun)
+        for name, search in self.searches.items():
+            stages = {"search": SEARCH_STAGES, "confirm": 1}.get(self.phases[name], 0)
+            if stages:
+                num_left = search.num_left() + (len(seeds_of(self.options)) * (self._top_k() + 1) if stages == SEARCH_STAGES else 0)
+                work += (num_left + len(seeds_of(self.options))) * self.student_costs[name]
+                chain = max(chain, stages * self.student_costs[name])
+        return max(work / self.num_slots, chain)
 
     def plan(self) -> list[PlanEntry]:
         """Return the plan, with searches not yet asked for as lines without a trial id."""

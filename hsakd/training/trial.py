@@ -260,7 +260,9 @@ def _peak_memory_bytes(device: torch.device) -> int:
 
 def _versions() -> dict[str, str]:
     packages = ("torch", "numpy", "torchvision", "hsakd-sweeper")
-    found = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages}  # a node may have got ours through Ray
+    found = {
+        name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages
+    }  # a node may have got ours through Ray
     return {"python": platform.python_version(), **{name: entry.version for name, entry in found.items() if entry is not None}}
 
 

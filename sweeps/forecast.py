@@ -45,14 +45,14 @@ def unique_trials(lines: WorkLines) -> dict[str, TrialConfig]:
     """Return every trial of the work-list with its requirements, by id, requirements first."""
     trials: dict[str, TrialConfig] = {}
 
-    def add(config: TrialConfig) -> None:
-        for needed in config.requirements():
-            if needed.trial_id not in trials:
-                add(needed)
-        trials.setdefault(config.trial_id, config)
+    def add(trial_id: str, config: TrialConfig) -> None:
+        if trial_id not in trials:
+            for needed in config.requirements():
+                add(needed.trial_id, needed)
+            trials[trial_id] = config
 
-    for _, config in lines:
-        add(config)
+    for entry, config in lines:
+        add(entry.trial_id, config)
     return trials
 
 

@@ -44,7 +44,7 @@ class DataclassConfig:
 
 
 @functools.cache
-def _fields_of(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
+def _fields_of(kind: Any) -> tuple[tuple[str, Any], ...]:
     """Return the names and defaults of a configuration's fields; plans of ten thousand trials ask often."""
     return tuple(
         (item.name, item.default if item.default_factory is dataclasses.MISSING else item.default_factory())
@@ -55,7 +55,7 @@ def _fields_of(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
 def _plain(value: Any) -> Any:
     """Turn configurations into tables and tuples into lists, as JSON has them."""
     if isinstance(value, DataclassConfig):
-        return {name: _plain(getattr(value, name)) for name, _ in _fields_of(type(value))}
+        return {name: _plain(getattr(value, name)) for name, _ in _fields_of(cast(Any, type(value)))}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
@@ -251,7 +251,7 @@ class TrialConfig(DataclassConfig):
 
 def _without_defaults(config: Any) -> Any:
     if isinstance(config, DataclassConfig):
-        values = ((name, getattr(config, name), default) for name, default in _fields_of(type(config)))
+        values = ((name, getattr(config, name), default) for name, default in _fields_of(cast(Any, type(config))))
         return {name: _without_defaults(value) for name, value, default in values if value != default}
     if isinstance(config, tuple):
         return [_without_defaults(item) for item in config]

@@ -157,7 +157,25 @@ class PlanEntry:
     schema_version: int = _column("version", SCHEMA_VERSION)
 
 
-Row = EpochMetrics | TrialRecord | PlanEntry
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruningRow:
+    """What a pruner did in a study ("as run"), or would have done with its complete trials ("median", "hyperband")."""
+
+    study: str = _column("study name")
+    pruner: str = _column("as run, median or hyperband")
+    num_trials: int = _column("count")
+    num_pruned: int = _column("count")
+    epochs_run: int = _column("epochs")
+    epochs_saved: int = _column("epochs")
+    seconds_saved: float = _column("seconds")
+    best_trial_id: str = _column("id")
+    best_top1_val: float = _column("per cent")
+    kills_best: bool = _column("whether the best trial is pruned")
+    top1_val_left: float = _column("per cent, best trial that is not pruned")
+    schema_version: int = _column("version", SCHEMA_VERSION)
+
+
+Row = EpochMetrics | TrialRecord | PlanEntry | PruningRow
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 

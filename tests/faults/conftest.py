@@ -29,6 +29,26 @@ class Nodes:
     def kill(self, node: object) -> None:
         self.cluster.remove_node(node, allow_graceful=False)
 
+    def names(self) -> list[str]:
+        """The nodes that are alive, as the cluster's own store lists them."""
+        import ray
+
+        self.join()
+        return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+    def join(self) -> None:
+        """Connect this process, to look only."""
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(address=self.cluster.address, log_to_driver=False)
+
+    def forget(self) -> None:
+        """Disconnect this process."""
+        import ray
+
+        ray.shutdown()
+
     def start(self, out: Path, *arguments: str, run: str = "stand_in_trials:run", **environment: str) -> "subprocess.Popen[str]":
         line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--out", str(out), "--preset", "digits"]
         return subprocess.Popen(

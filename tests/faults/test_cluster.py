@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +115,7 @@ def test_a_trial_without_memory_even_alone_is_recorded_and_the_sweep_ends_with_s
         assert "TrialOutOfMemory" in errors
 
 
-def test_a_node_that_does_not_share_the_result_folder_gets_no_trials(nodes, tmp_path: Path) -> None:
+def test_only_weights_that_others_need_are_kept_and_nothing_is_trained_again(nodes, tmp_path: Path) -> None:
     nodes.add(gpus=1)
     out = tmp_path / "out"
     driver = nodes.start(out, *PLAIN, "--gpus", "2", "--keep-checkpoints", "teachers")
@@ -127,6 +129,48 @@ def test_a_node_that_does_not_share_the_result_folder_gets_no_trials(nodes, tmp_
     assert any(record is not None and not record.has_weights for record in records.values())
     again = nodes.start(out, *PLAIN, "--gpus", "2", "--keep-checkpoints", "teachers")
     assert "complete" in end(again)
+
+
+def test_a_node_that_does_not_see_the_result_folder_gets_no_trials(nodes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    nodes.add(gpus=1)
+    blind = subprocess.Popen(
+        [
+            *("unshare", "--mount", "bash", "-c"),
+            f"mount -t tmpfs none {out} && exec {Path(sys.executable).parent}/ray start --block "
+            f"--address {nodes.cluster.address} --num-cpus 4 --num-gpus 1 --object-store-memory {80 * 2**20}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        try:
+            wait_until(lambda: len(nodes.names()) == 3 or blind.poll() is not None, 120)
+            if blind.poll() is not None:
+                pytest.skip("a folder can't be hidden from a process here (no right to mount)")
+            output = end(nodes.start(out, *PLAIN, "--gpus", "2"))
+        finally:
+            blind.terminate()
+            blind.wait(60)
+    finally:
+        nodes.forget()
+    assert "is not used: --out" in output
+    assert "is not the driver's folder here" in output
+    assert len({place["node"] for place in placements(out)}) == 1
+
+
+def test_a_time_limit_starts_nothing_that_cannot_reach_a_checkpoint(nodes, tmp_path: Path) -> None:
+    nodes.add(gpus=1)
+    out = tmp_path / "out"
+    driver = nodes.start(out, *PLAIN, "--gpus", "1", "--time-limit", "0:00:35")
+    output, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 130, output + errors
+    assert "no time left for a trial to reach a checkpoint" in output or "the time limit is reached" in output
+    assert "go on with: python" in output
+    store = ResultStore(out)
+    assert all((store.read_trial(trial_id) is not None) for trial_id in store.trial_ids())
+    end(nodes.start(out, *PLAIN, "--gpus", "1"))
 
 
 def test_a_group_interrupt_of_a_driver_leaves_the_cluster_and_goes_on(nodes, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -250,6 +251,7 @@ class ScheduleSearcher(Searcher):
         self.packing = options.packing
         self.trial_ids: dict[str, str] = {}
         self.shares: dict[str, float] = {}
+        self.begun: dict[str, float] = {}
         self.epochs: dict[str, list[EpochMetrics]] = {}
         self.crashes: Counter[str] = Counter()
         self.pruned: set[str] = set()
@@ -281,6 +283,7 @@ class ScheduleSearcher(Searcher):
             self.held = None
             self.trial_ids[trial_id] = config.trial_id
             self.shares[config.trial_id] = share
+            self.begun[config.trial_id] = time.time()
             self.epochs[config.trial_id] = []
             self._write_plan()
         except OSError as error:
@@ -448,7 +451,8 @@ class ScheduleSearcher(Searcher):
             train_seconds=seconds,
             total_seconds=seconds + sum(row.eval_seconds for row in epochs),
             device=str(self.options.context.get("device", "")),
-            finished_at=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+            started_at=utc(self.begun.get(config.trial_id, time.time())),
+            finished_at=utc(time.time()),
         )
         self.schedule.store.write_trial(record, epochs)
         return record
@@ -572,6 +576,11 @@ def describe(config: TrialConfig) -> str:
     teacher = f" <- {config.teacher.network} ({config.teacher_regime})" if config.teacher is not None else ""
     terms = "+".join(name for name, _ in config.objective.terms)
     return f"{config.trial_id}  {config.role:8s} {config.network}{teacher}  {terms}  seed {config.seed}"
+
+
+def utc(seconds: float) -> str:
+    """Return a time as records have it: UTC, ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def touch_if_possible(path: Path) -> None:

@@ -60,6 +60,7 @@ NODE_CHECK_SECONDS = 300.0
 RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
 START_SECONDS = 20.0  # a fresh process, its imports and the data set, before the first step
 PLAN_SECONDS = 5.0
+LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/session_DATE_TIME_PID/sockets/plasma_store
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -592,13 +593,17 @@ def touch_if_possible(path: Path) -> None:
 
 
 def temporary_folder() -> Path:
-    """Return a new short-named folder that says whose it is, after deleting those of processes that were killed."""
-    root = Path(tempfile.gettempdir())
+    """Return a new folder that says whose it is, after deleting those of processes that were killed.
+
+    Ray's sockets lie in it and a socket's path is at most 107 characters long, so a long TMPDIR gives way to /tmp.
+    """
+    roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm")]
+    root = next((root for root in roots if len(str(root)) <= LONGEST_ROOT and os.access(root, os.W_OK)), roots[0])
     for folder in root.glob("hsakd-*"):
         owner = re.fullmatch(r"hsakd-(\d+)-\w+", folder.name)
         if owner is not None and not Path(f"/proc/{owner[1]}").exists():
             shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"hsakd-{os.getpid()}-"))
+    return Path(tempfile.mkdtemp(prefix=f"hsakd-{os.getpid()}-", dir=root))
 
 
 def package_folders() -> list[str]:

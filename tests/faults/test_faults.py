@@ -1,9 +1,11 @@
 """Bad days with real Ray processes: each ends as an undisturbed sweep does, and nothing finished is repeated."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,14 +38,15 @@ def start(out: Path, *more: str, seconds: float = 0.3, is_group: bool = False, *
     )
 
 
-def wait_for(found: Callable[[], list[Path]], driver: "subprocess.Popen[str]", seconds: float = 120) -> list[Path]:
+def wait_for(found: Callable[[], list[Path]], driver: "subprocess.Popen[str]", seconds: float = 300) -> list[Path]:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if paths := found():
             return paths
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.05)
-    raise AssertionError("nothing happened")
+    driver.terminate()
+    raise AssertionError(("nothing happened", driver.communicate(timeout=120)))
 
 
 def reported(out: Path) -> dict[tuple[str, str, int], float | None]:
@@ -231,8 +234,7 @@ def test_a_full_disk_stops_the_sweep_tidily_and_it_goes_on_when_there_is_room(tm
 
 @pytest.mark.slow
 def test_an_interrupt_of_the_whole_group_stops_tidily_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    out, temporary = tmp_path / "out", tmp_path / "t"
-    temporary.mkdir()
+    out, temporary = tmp_path / "out", Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     driver = start(out, TMPDIR=str(temporary), is_group=True)
     wait_for(lambda: list(out.glob("trials/*.parquet")), driver)
     tree = workers_of(driver)
@@ -241,5 +243,6 @@ def test_an_interrupt_of_the_whole_group_stops_tidily_and_leaves_nothing_behind(
     assert driver.returncode == 130, output + errors
     assert "go on with: python" in output
     assert [path for path in temporary.iterdir() if path.name.startswith("hsakd-")] == []
+    shutil.rmtree(temporary)
     assert not [pid for pid in tree if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert sorted(path.name for path in out.iterdir() if path.name.startswith((".", "stop", "progress"))) == []

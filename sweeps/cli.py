@@ -10,6 +10,7 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.network_table import network_table
+from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
 from sweeps.presets import METHODS, PRESETS
 
@@ -74,6 +75,10 @@ class SweepOptions:
     """Another sweep's result folder: teachers finished there are shared, not trained again."""
     time_limit: str | None = None
     """MINUTES, HH:MM:SS or D-HH:MM:SS: nothing is started that can't reach a checkpoint before, then all trials checkpoint and stop."""
+    teacher_weights: Path | None = None
+    """Folder of backbones or whole teachers, named after their network, used instead of training them."""
+    initialization: Literal["he", "authors"] = "he"
+    """Initial weights: one rule for all networks, or the authors' family by family."""
     address: str | None = None
     """A running Ray cluster: auto or HOST:PORT."""
     dashboard: bool = False
@@ -97,8 +102,8 @@ class SweepOptions:
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):
-                _check("pairs", pair, network in network_table(), f"TEACHER-STUDENT of {', '.join(network_table())}")
-            same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
+                _check("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
+            same_depth = network_facts(teacher).num_branches == network_facts(student).num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         if self.dataset is not None:
             known = ("cifar10", "cifar100", "digits", "fashion_mnist")
@@ -115,6 +120,10 @@ class SweepOptions:
         _check("teachers_from", str(source), source is None or (source / "trials").is_dir(), "the result folder of a sweep")
         is_other = source is None or source.resolve() != self.out.resolve()
         _check("teachers_from", str(source), is_other, "another folder than --out")
+        folder = self.teacher_weights
+        _check("teacher_weights", folder, folder is None or folder.is_dir(), "a folder of weight files")
+        one_teacher = folder is None or self.teacher_seeds == 1
+        _check("teacher_seeds", self.teacher_seeds, one_teacher, "1 with --teacher-weights, as a file is one teacher")
         _check("out", str(self.out), "://" not in str(self.out) and ":/" not in str(self.out), "a folder that all nodes share")
         _check("out", str(self.out), not self.out.exists() or self.out.is_dir(), "a folder")
         if self.out.is_dir() and any(self.out.iterdir()):

@@ -33,6 +33,7 @@ from sweeps.attempts import NO_WORD, note_error, ran_out_of_memory, read_errors
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import Packing
 from sweeps.schedule import Schedule
+from sweeps.teacher_files import doubt
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -427,6 +428,8 @@ class ScheduleSearcher(Searcher):
         schedule.complete(own_id, record)
         news = f"top-1 {record.top1_last:.2f} %" if record.top1_last is not None else record.error.partition("\n")[0]
         self.say(f"{record.status:8s} {describe(config)}  {news}")
+        if (sentence := doubt(record)) is not None:
+            self.say(sentence)
 
     def _visible_record(self, config: TrialConfig, *, is_certain: bool) -> TrialRecord | None:
         """Return the record that the worker wrote; one that certainly was written may take a while to be seen here."""

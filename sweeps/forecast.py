@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from hsakd.bank_size import VIEW_FACTS, bank_bytes
 from hsakd.config import TrialConfig
-from hsakd.network_table import network_table
 from hsakd.records import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel
+from sweeps.networks import network_facts
 from sweeps.packing import Packing
 from sweeps.presets import PRESETS
 from sweeps.schedule import TUNED, WorkLines
@@ -156,7 +156,7 @@ def makespan(jobs: list[Job], num_slots: int) -> float:
 
 def weights_bytes_of(config: TrialConfig) -> int:
     """Return the size of a trial's final weights."""
-    facts = network_table()[config.network]
+    facts = network_facts(config.network)
     taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
     return WEIGHT_BYTES * (facts.parameters + sum(facts.branch_parameters[tap - 1] for tap in taps))
 
@@ -180,7 +180,7 @@ def bank_needs(trials: Iterable[TrialConfig]) -> dict[tuple[str, int], int]:
         if config.teacher is None or config.numerics.teacher_predictions != "bank" or config.data.dataset not in VIEW_FACTS:
             continue
         facts, num_rotations = VIEW_FACTS[config.data.dataset], config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
-        num_taps = network_table()[config.network].num_branches if config.taps is None else len(config.taps)
+        num_taps = network_facts(config.network).num_branches if config.taps is None else len(config.taps)
         size = bank_bytes(
             num_train_images(config),
             facts.num_views,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hsakd.network_table import network_table
+from sweeps.networks import is_network
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,7 +38,7 @@ def parse_fractions(texts: Sequence[str]) -> dict[str, float]:
             share = float(number)
         except ValueError:
             share = 0.0
-        if network not in network_table() or not 0 < share <= 1:
+        if not is_network(network) or not 0 < share <= 1:
             raise ValueError(f"--gpu-fraction is {text}; accepted: NETWORK=FRACTION, a known network and a number above 0, at most 1")
         shares[network] = share
     return shares

@@ -17,6 +17,7 @@ from sweeps.live import SweepView
 from sweeps.packing import Packing, parse_fractions
 from sweeps.presets import PRESETS
 from sweeps.schedule import TUNED, Schedule
+from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
 from sweeps.worklist import known_work, num_search_trials
 
 INTERRUPTED = 130
@@ -70,6 +71,10 @@ def cpu_slots(threads: int) -> int:
 def main() -> int:
     """Run the command; return its exit status: 0 only if the sweep is complete."""
     options = parse(SweepOptions)
+    try:
+        print("".join(f"{line}\n" for line in describe_files(options)), end="")
+    except (ValueError, OSError) as error:
+        refuse(str(error))
     if options.dry_run:
         print_plan(options)
         return 0
@@ -103,6 +108,7 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
         return source.adopt(config) if record is None and source is not None else record
 
     try:
+        import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, finished)
         if options.address is None or options.download:  # a cluster's nodes are checked one by one
             load_dataset(schedule.factory.data, data_dir, download=options.download)
@@ -148,6 +154,8 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     for path in sorted((schedule.store.root / "set_aside").glob("*")):
         print(f"set aside as unreadable, its trial is done again: {path}", file=sys.stderr)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    for sentence in filter(None, map(doubt, schedule.done.values())):
+        print(f"note: {sentence}", file=sys.stderr)
     if schedule.is_complete:
         print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0

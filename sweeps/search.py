@@ -11,8 +11,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from hsakd.network_table import network_table
 from hsakd.records import EpochMetrics, TrialRecord
+from sweeps.networks import network_facts
 from sweeps.worklist import PAPER_SETTING, Pair, Setting
 
 TEMPERATURE_RANGE = (1.0, 20.0)
@@ -61,7 +61,7 @@ class PairSearch:
     def __init__(self, pair: Pair, storage: JournalStorage, *, num_trials: int, pruner: optuna.pruners.BasePruner, seed: int = 0) -> None:
         self.pair = pair
         self.num_trials = num_trials
-        self.placements = placements(network_table()[pair.student].num_branches)
+        self.placements = placements(network_facts(pair.student).num_branches)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study = optuna.create_study(

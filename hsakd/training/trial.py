@@ -102,12 +102,15 @@ def run_trial(
             attempt=context.attempt,
         )
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest = ""
     if accuracy is not None:
         if context.keep_checkpoints != "none":
+            store.checkpoint_dir(config.trial_id).mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
             save_weights(network, store.weights_path(config.trial_id), layout="ours")
         weights_digest = weights_sha256(network)
     best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
@@ -190,7 +193,7 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
         initialization=config.numerics.initialization,
     )
     if config.imported_sha256 is not None:
-        load_weights(network, store.root / "imported" / f"{config.imported_sha256}.safetensors")
+        load_weights(network, store.imported_path(config.imported_sha256))
     if config.backbone is not None:
         _load_required_weights(network, store, config.backbone)
         network.freeze_backbone()
@@ -250,6 +253,11 @@ def _set_determinism(numerics: NumericsConfig) -> None:
     torch.backends.cudnn.allow_tf32 = numerics.tf32
     torch.backends.cudnn.benchmark = not numerics.deterministic
     torch.use_deterministic_algorithms(numerics.deterministic)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or, as a plain RuntimeError of PyTorch's allocator, the host has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

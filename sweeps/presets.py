@@ -32,6 +32,7 @@ COMPARATORS = {
 }
 # What the terms' registrations in hsakd.losses declare, for those who must not wait for torch; a test holds the two together.
 LIBRARY_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "pkt", "dist", "review", "kd_standardized")  # they need torchdistill
+FEATURE_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "sp", "cc", "crd", "sskd_similarity", "pkt", "review")  # no bank keeps maps
 ROTATED_TERMS = ("ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity")
 PRETRAINING_SHARES = {"ab": 30 / 240, "sskd_similarity": 60 / 240}  # of the epochs, before the training proper
 METHODS = (*DEFAULT_METHODS, *COMPARATORS)

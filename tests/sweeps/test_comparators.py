@@ -1,5 +1,6 @@
 """The comparators' rows: data in one table, trials like KD's, and the facts about terms that are kept apart from torch."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from analysis.aggregate import reference
 from analysis.tables.table1 import ROWS
 from hsakd.losses import LOSS_TERMS
 from sweeps.cli import SweepOptions
-from sweeps.presets import COMPARATORS, DEFAULT_METHODS, LIBRARY_TERMS, METHODS, PRETRAINING_SHARES, ROTATED_TERMS
+from sweeps.forecast import bank_needs
+from sweeps.presets import COMPARATORS, DEFAULT_METHODS, FEATURE_TERMS, LIBRARY_TERMS, METHODS, PRETRAINING_SHARES, ROTATED_TERMS
 from sweeps.schedule import cost_of
 from sweeps.worklist import known_work
 
@@ -40,10 +42,18 @@ def test_the_default_rows_stay_the_papers_own_and_kd(tmp_path: Path) -> None:
 
 def test_what_is_said_of_terms_without_torch_is_what_their_registrations_declare() -> None:
     assert set(LIBRARY_TERMS) == {name for name in LOSS_TERMS if LOSS_TERMS[name].library}
+    assert set(FEATURE_TERMS) == {name for name in LOSS_TERMS if LOSS_TERMS[name].reads_features}
     assert set(ROTATED_TERMS) == {name for name in LOSS_TERMS if LOSS_TERMS[name].is_rotated}
     declared = {name: LOSS_TERMS[name].pretraining for name in LOSS_TERMS}
     assert {name: stage.epochs / 240 for name, stage in declared.items() if stage is not None} == PRETRAINING_SHARES
     assert all(name in LOSS_TERMS for config in COMPARATORS.values() for name, _ in config.terms)
+
+
+def test_the_forecast_counts_no_bank_for_rows_that_read_maps(tmp_path: Path) -> None:
+    banked = replace(options(tmp_path, "AT", "DKD"), predictions="bank")
+    configs = {entry.method: config for entry, config in known_work(banked) if entry.purpose == "report"}
+    assert bank_needs([configs["AT"]]) == {}
+    assert len(bank_needs([configs["DKD"]])) == 1
 
 
 def test_a_missing_library_is_one_sentence_that_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from analysis.aggregate import reference
 from analysis.tables.table1 import ROWS
 from hsakd.losses import LOSS_TERMS
 from sweeps.cli import SweepOptions
+from sweeps.cost import cost_of
 from sweeps.forecast import bank_needs
 from sweeps.presets import COMPARATORS, DEFAULT_METHODS, FEATURE_TERMS, LIBRARY_TERMS, METHODS, PRETRAINING_SHARES, ROTATED_TERMS
-from sweeps.schedule import cost_of
 from sweeps.worklist import known_work
 
 
@@ -52,6 +52,7 @@ def test_what_is_said_of_terms_without_torch_is_what_their_registrations_declare
 def test_the_forecast_counts_no_bank_for_rows_that_read_maps(tmp_path: Path) -> None:
     banked = replace(options(tmp_path, "AT", "DKD"), predictions="bank")
     configs = {entry.method: config for entry, config in known_work(banked) if entry.purpose == "report"}
+    assert cost_of(configs["AT"]) > cost_of(configs["DKD"])  # the teacher is asked at each step
     assert bank_needs([configs["AT"]]) == {}
     assert len(bank_needs([configs["DKD"]])) == 1
 

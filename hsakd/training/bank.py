@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hsakd.bank_size import bank_bytes
 from hsakd.config import NumericsConfig
 from hsakd.data.datasets import Dataset
 from hsakd.data.views import Batch
@@ -180,12 +181,6 @@ def locked(file: IO[bytes] | int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def bank_bytes(num_images: int, num_views: int, num_rotations: int, num_classes: int, num_branches: int, dtype: str) -> int:
-    """Return the size of a full bank: class logits and joint logits of all branches (CIFAR-100, 3 branches, float16: 84 GB)."""
-    width = num_classes * (1 + num_branches * 4)
-    return num_images * num_views * num_rotations * width * np.dtype(dtype).itemsize
 
 
 def open_predictions(

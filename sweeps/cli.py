@@ -9,7 +9,8 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.network_table import network_table
-from sweeps.presets import METHODS, PRESETS
+from sweeps.presets import METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE
+from sweeps.space import SearchBudget, SearchSpace, read_space
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
@@ -38,6 +39,10 @@ class SweepOptions:
     """Number of teacher seeds (the paper has one)."""
     trials: int | None = None
     """Optuna trials per pair."""
+    search_budget: str | None = None
+    """Instead of --trials: 20 (trials) or 12x (as much as 12 full student runs; pruned trials count in part)."""
+    space: Path | None = None
+    """TOML file of ranges to search instead of the default ones."""
     top_k: int | None = None
     """Settings of each study that are confirmed with all seeds."""
     epochs: int | None = None
@@ -80,6 +85,9 @@ class SweepOptions:
         for name in ("seeds", "top_k", "epochs"):
             _check(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
         _check("trials", self.trials, self.trials is None or self.trials >= 1, "1 or more")
+        if self.search_budget is not None:
+            SearchBudget.parse(self.search_budget)
+            _check("trials", self.trials, self.trials is None, "nothing beside --search-budget")
         _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
@@ -90,6 +98,7 @@ class SweepOptions:
                 _check("pairs", pair, network in network_table(), f"TEACHER-STUDENT of {', '.join(network_table())}")
             same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
+        self._check_space()
         if self.dataset is not None:
             known = ("cifar10", "cifar100", "digits", "fashion_mnist")
             _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
@@ -104,7 +113,19 @@ class SweepOptions:
         if self.out.is_dir() and any(self.out.iterdir()):
             known_files = ("plan.parquet", "trials", "studies.journal", "driver.lock")
             _check("out", str(self.out), any((self.out / name).exists() for name in known_files), "a new folder or one of a sweep")
-        del preset
+
+    def search_space(self) -> SearchSpace:
+        """Return what the searches vary; raises ValueError where --space can't be used."""
+        return SearchSpace() if self.space is None else read_space(self.space)
+
+    def _check_space(self) -> None:
+        if self.space is None:
+            return
+        space, preset = self.search_space(), PRESETS[self.preset]
+        for pair in self.pairs or preset.pairs:
+            student = pair.partition("-")[2]
+            space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
+            space.placements(network_table()[student].num_branches)
 
 
 def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:

@@ -128,6 +128,51 @@ class SweepOptions:
             space.placements(network_table()[student].num_branches)
 
 
+Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
+Unused = tyro.conf.Fixed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AblationOptions(SweepOptions):
+    """Run ablation studies of HSAKD's student: arms that share teacher, stream and bank, so that differences are paired by seed.
+
+    Results join those of other studies and sweeps in --out. Run the same command again after any interruption.
+    """
+
+    study: tuple[Study, ...]
+    """One or more studies."""
+    teacher: Literal["joint", "frozen"] = "joint"
+    """Regime of the teacher that all arms share (the paper's ablations: joint)."""
+    placements: Literal["subsets", "paper"] = "subsets"
+    """aux-placement: none and every non-empty subset of c1..cL, or none, each alone, and all."""
+    objective: Literal["task+kl_q", "full"] = "task+kl_q"
+    """aux-placement: the paper's task+kl_q, or the full objective."""
+    temperatures: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
+    """temperature: the grid."""
+    weights: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    """loss-weights: the grid of kl_q and of kl_p."""
+    full_grid: bool = False
+    """loss-weights: every combination instead of one weight at a time (the other at 1)."""
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """few-shot: parts of the training set that the student sees."""
+    methods: Unused[tuple[str, ...]] = ()
+    trials: Unused[int | None] = None
+    search_budget: Unused[str | None] = None
+    space: Unused[Path | None] = None
+    top_k: Unused[int | None] = None
+    pruner: Unused[Literal["none", "median", "hyperband"]] = "none"
+
+    def __post_init__(self) -> None:
+        SweepOptions.__post_init__(self)
+        _check("study", "nothing", len(self.study) > 0, "one or more names of studies")
+        for name in ("temperatures", "weights", "ratios"):
+            values = getattr(self, name)
+            _check(name, " ".join(map(str, values)) or "nothing", len(values) > 0 and min(values) > 0, "one or more numbers above 0")
+            _check(name, " ".join(map(str, values)), len(set(values)) == len(values), "different numbers")
+        _check("ratios", " ".join(map(str, self.ratios)), max(self.ratios) <= 1, "at most 1")
+        _check("weights", " ".join(map(str, self.weights)), 1.0 in self.weights, "a grid with 1, the paper's, in it")
+
+
 def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:
     if not is_accepted:
         raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")
@@ -136,7 +181,7 @@ def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:
 def parse(options: Callable[..., O], arguments: Sequence[str] | None = None) -> O:
     """Parse the command line into `options`; bad input is one sentence on stderr and exit status 2."""
     try:
-        return tyro.cli(options, args=arguments)
+        return tyro.cli(options, args=arguments, config=(tyro.conf.SuppressFixed,))
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]) if error.args else str(error))
 

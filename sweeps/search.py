@@ -89,6 +89,7 @@ class PairSearch:
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=seed + len(self.study.get_trials(deepcopy=False)),  # a resumed study must not draw its first settings again
                 multivariate=True,
+                group=self.space.branch_weight is not None,  # the weights of branches that a placement leaves out do not exist
                 constant_liar=True,
                 n_startup_trials=5,
             )

@@ -73,7 +73,9 @@ def few_shot(options: AblationOptions, num_branches: int) -> list[Arm]:
     """A part of the training set for the student, by the authors' split; the teacher has seen all of it (Table 5)."""
     del num_branches
     name = "HSAKD*" if options.teacher == "joint" else "HSAKD"
-    kd = [Arm(label=f"KD {r:.0%}", terms=KD_OBJECTIVE.terms, temperature=KD_OBJECTIVE.temperature, taps=(), ratio=r) for r in options.ratios]
+    kd = [
+        Arm(label=f"KD {r:.0%}", terms=KD_OBJECTIVE.terms, temperature=KD_OBJECTIVE.temperature, taps=(), ratio=r) for r in options.ratios
+    ]
     return kd + [Arm(label=f"{name} {ratio:.0%}", ratio=ratio) for ratio in options.ratios]
 
 

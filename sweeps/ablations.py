@@ -16,7 +16,7 @@ TURNS = ("0", "90", "180", "270")  # degrees
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """One row of a study: what it changes of the published student. `ratio` is the part of the training set (the authors' few-shot rule)."""
+    """One row of a study: what it changes of the published student. `ratio` is the part of the training set (few-shot rule)."""
 
     label: str
     terms: Terms = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))

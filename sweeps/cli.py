@@ -79,7 +79,6 @@ class SweepOptions:
     """Print the work-list and its cost; start nothing."""
 
     def __post_init__(self) -> None:
-        preset = PRESETS[self.preset]
         for name in ("teacher_seeds", "threads", "trials_per_gpu"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("seeds", "top_k", "epochs"):
@@ -129,7 +128,6 @@ class SweepOptions:
 
 
 Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
-Unused = tyro.conf.Fixed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,12 +153,12 @@ class AblationOptions(SweepOptions):
     """loss-weights: every combination instead of one weight at a time (the other at 1)."""
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """few-shot: parts of the training set that the student sees."""
-    methods: Unused[tuple[str, ...]] = ()
-    trials: Unused[int | None] = None
-    search_budget: Unused[str | None] = None
-    space: Unused[Path | None] = None
-    top_k: Unused[int | None] = None
-    pruner: Unused[Literal["none", "median", "hyperband"]] = "none"
+    methods: tyro.conf.Fixed[tuple[str, ...]] = ()
+    trials: tyro.conf.Fixed[int | None] = None
+    search_budget: tyro.conf.Fixed[str | None] = None
+    space: tyro.conf.Fixed[Path | None] = None
+    top_k: tyro.conf.Fixed[int | None] = None
+    pruner: tyro.conf.Fixed[Literal["none", "median", "hyperband"]] = "none"
 
     def __post_init__(self) -> None:
         SweepOptions.__post_init__(self)

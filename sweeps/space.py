@@ -1,4 +1,4 @@
-"""What a search varies, as data: ranges of numbers and a choice of placements; knows nothing of Optuna, so that options are checked fast."""
+"""What a search varies, as data: ranges of numbers and a choice of placements; imports no Optuna, so that options are checked fast."""
 
 import itertools
 import json

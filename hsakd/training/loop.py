@@ -94,7 +94,7 @@ def compute_loss(
     rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
     teacher = predictions.predict(batch, rows) if predictions is not None else None
     if rotations is not None and num_rotations > 1:
-        rows = select_turns(rows.unflatten(0, (-1, num_rotations)), rotations).flatten(0, 1)
+        rows = select_turns(rows.view(-1, num_rotations, *rows.shape[1:]), rotations).flatten(0, 1)
         num_rotations = len(rotations)
         if teacher is not None:
             joint_logits = tuple(select_turns(joint, rotations) for joint in teacher.joint_logits)

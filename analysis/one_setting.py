@@ -11,8 +11,8 @@ from sklearn.ensemble import RandomForestRegressor
 from analysis.search import SearchTrial, Study, judged
 
 MIN_TRIALS_FOR_FOREST = 8
-MAX_TRIALS_FOR_FOREST = 1000  # more are thinned evenly
-NUM_TREES = 100
+MAX_TRIALS_FOR_FOREST = 300  # more are thinned evenly
+NUM_TREES = 50
 Key = tuple[tuple[str, float | str], ...]
 
 
@@ -36,7 +36,7 @@ class OneSetting:
 def one_setting(studies: Sequence[Study]) -> OneSetting | None:
     """Return the setting with the lowest mean regret among those any study tried, or None with fewer than two studies.
 
-    Where a study did not try it, its accuracy is estimated by a random forest (100 trees, seed 0) of that study's complete trials; a study
+    Where a study did not try it, its accuracy is estimated by a random forest (50 trees, seed 0) of that study's complete trials; a study
     with fewer than eight complete trials can't estimate, so then only settings that it tried itself stand for choice.
     """
     with_best = [study for study in studies if study.best is not None]
@@ -56,7 +56,7 @@ def one_setting(studies: Sequence[Study]) -> OneSetting | None:
     if not keys:
         return None
     columns = {study.label: _values(study, keys, candidates, tried[study.label]) for study in with_best}
-    regrets = np.array([[_best(study) - value for value in columns[study.label]] for study in with_best])
+    regrets = np.array([_best(study) - columns[study.label] for study in with_best])
     chosen = int(regrets.mean(axis=0).argmin())
     key, (study, trial) = keys[chosen], candidates[keys[chosen]]
     guesses = {s.label: Guess(value=float(columns[s.label][chosen]), trial=tried[s.label].get(key)) for s in with_best}

@@ -19,7 +19,7 @@ def build(results: Results, options: Options) -> list[Table]:
     published: Callable[[Pair], dict[str, Summary]] = partial(published_arms, PUBLISHED)
     tables = []
     for study, more, known in (
-        ("aux-placement", "; published: jointly trained teacher)", published),
+        ("aux-placement", ")", published),
         ("aux-placement-full", " + kl_p)", lambda _: {}),
     ):
         try:

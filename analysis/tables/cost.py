@@ -62,14 +62,17 @@ def build(results: Results, options: Options) -> list[Table]:
     return [Table(name="cost", title="Cost", columns=columns, rows=tuple(rows), notes=notes)]
 
 
-def _saved(entries: pd.DataFrame) -> list[float]:
+def _saved(entries: pd.DataFrame) -> pd.Series:
     """Return the teacher's multiply-adds that each trial was spared: hits x rotations x teacher (with branches where kl_q reads them)."""
-    return [_saved_by(entry) if entry["bank_hits"] else 0.0 for entry in records_of(entries)]
+    columns = ["bank_hits", "teacher_network", "weights", "num_rotations", "image_size", "dataset"]
+    helped = entries.loc[entries["bank_hits"].fillna(0) > 0, columns]
+    saved = pd.Series([_saved_by(entry) for entry in records_of(helped)], index=helped.index, dtype=float)
+    return saved.reindex(entries.index, fill_value=0.0)
 
 
 def _saved_by(entry: dict[str, Any]) -> float:
     facts = network_table().get(entry["teacher_network"])
-    if facts is None or pd.isna(entry["bank_hits"]):
+    if facts is None:
         return 0.0
     terms = set(entry["weights"])
     rotations = entry["num_rotations"] if terms & {"ce_q", "kl_q", "kl_p"} else 1

@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import re
+import unicodedata
 from dataclasses import dataclass
 
 _LATEX = {
@@ -12,6 +13,9 @@ _LATEX = {
     "→": r"$\rightarrow$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 CSV_COLUMNS = ("row", "column", "text", "mean", "std", "n", "trials")
@@ -90,8 +94,10 @@ class Table:
 
 
 def latex(text: str) -> str:
-    """Return `text` with LaTeX's special characters escaped."""
-    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+    """Return `text` with LaTeX's special characters escaped; what ASCII lacks loses its accent or becomes a question mark."""
+    plain = "".join(_LATEX.get(character, character) for character in _one_line(text))
+    letters = [letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter)]
+    return "".join(letter if letter.isascii() else "?" for letter in letters)
 
 
 def _one_line(text: str) -> str:

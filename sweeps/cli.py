@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
 
@@ -75,6 +76,8 @@ class SweepOptions:
     """A running Ray cluster: auto or HOST:PORT."""
     require_gpus: bool = False
     """Refuse to start with fewer GPUs than --gpus."""
+    tensorboard: bool = False
+    """Write each trial's epochs to --out/tensorboard, too (needs the extra "ui")."""
     dry_run: bool = False
     """Print the work-list and its cost; start nothing."""
 
@@ -84,6 +87,8 @@ class SweepOptions:
         for name in ("seeds", "top_k", "epochs"):
             _check(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
         _check("trials", self.trials, self.trials is None or self.trials >= 1, "1 or more")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("--tensorboard needs the package tensorboard; accepted after: pip install 'hsakd-sweeper[ui]'")
         if self.search_budget is not None:
             SearchBudget.parse(self.search_budget)
             _check("trials", self.trials, self.trials is None, "nothing beside --search-budget")

@@ -6,6 +6,7 @@ never two Tuners in threads.
 """
 
 import importlib
+import json
 import logging
 import os
 import shutil
@@ -41,6 +42,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 STOP_FILE = "stop"
+EPOCH_JSON = "epoch_json"
 OBJECT_STORE_BYTES = 100 * 2**20
 STOP_CHECK_SECONDS = 0.5
 
@@ -103,7 +105,7 @@ def run_unit(unit: dict[str, Any]) -> None:
         return stop_path.exists()
 
     def report(metrics: EpochMetrics) -> None:
-        tune.report({"epoch": metrics.epoch, "epoch_metrics": asdict(metrics)})
+        tune.report({"epoch": metrics.epoch, EPOCH_JSON: json.dumps(asdict(metrics))})  # as text: Tune flattens tables on their way
 
     try:
         run(config, context, report=report, should_stop=should_stop)
@@ -154,10 +156,10 @@ class ScheduleSearcher(Searcher):
 
     def on_epoch(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Note an epoch; return whether to prune."""
-        values = result.get("epoch_metrics")
-        if values is None or trial_id not in self.trial_ids:
+        text = result.get(EPOCH_JSON)
+        if text is None or trial_id not in self.trial_ids:
             return False
-        metrics = EpochMetrics(**values)
+        metrics = EpochMetrics(**json.loads(text))
         own_id = self.trial_ids[trial_id]
         self.epochs[own_id] = [row for row in self.epochs[own_id] if row.epoch < metrics.epoch] + [metrics]
         is_pruned = self.schedule.on_epoch(own_id, metrics) and metrics.epoch + 1 < self.schedule.configs[own_id].optim.epochs
@@ -209,6 +211,12 @@ class ScheduleSearcher(Searcher):
             num_epochs=config.optim.epochs,
             epochs_done=len(epochs),
             top1_val=max(values) if values else None,
+            train_seconds=sum(row.train_seconds for row in epochs),
+            total_seconds=sum(row.train_seconds + row.eval_seconds for row in epochs),  # what a search costs includes what it pruned
+            bank_hits=sum(row.bank_hits for row in epochs),
+            bank_misses=sum(row.bank_misses for row in epochs),
+            device=str(self.options.context.get("device", "")),
+            num_threads=self.options.threads,
             config_json=config.to_json(),
         )
         self.schedule.store.write_trial(record, epochs)

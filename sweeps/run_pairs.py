@@ -4,7 +4,8 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -124,11 +125,24 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: Sequence[tuple[
         },
     )
     try:
-        with SweepView(schedule) as view:
+        with SweepView(schedule) as view, epoch_logs(options, schedule):
             run_schedule(schedule, engine, view.say)
     except NoGpus as error:
         refuse(str(error))
     return conclude(options, schedule)
+
+
+@contextmanager
+def epoch_logs(options: SweepOptions, schedule: Schedule) -> Iterator[None]:
+    """While the sweep runs, write its epochs for TensorBoard, if asked."""
+    if not options.tensorboard:
+        yield
+        return
+    from sweeps.tensorboard_logs import TensorBoardLogs
+
+    with TensorBoardLogs(schedule.store.root / "tensorboard") as logs:
+        schedule.watchers.append(logs.add)
+        yield
 
 
 def conclude(options: SweepOptions, schedule: Schedule) -> int:

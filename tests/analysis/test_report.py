@@ -75,8 +75,8 @@ def test_the_report_in_a_browser_has_no_errors_sorts_links_and_fits_a_phone_in_l
         page.click("#table-temperature thead th:nth-child(2) button")
         assert page.evaluate(column) == sorted(before, reverse=True)
         page.click("#table-temperature tbody td a")
-        page.wait_for("location.hash.startsWith('#trial-')")
-        opened = page.evaluate("(() => { const d = document.querySelector(location.hash); return d.open ? d.innerText : ''; })()")
+        page.wait_for("location.hash.startsWith('#trial-') && document.querySelector(location.hash).open")
+        opened = page.evaluate("document.querySelector(location.hash).innerText")
         for part in ("seed", "versions", "torch 2.9", '"temperature"', "epoch 3: loss"):
             assert part.lower() in opened.lower(), part
         colours = []

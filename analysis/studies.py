@@ -98,6 +98,12 @@ def study_table(
     return Table(name=study.replace("-", "_"), title=title, columns=tuple(columns), rows=tuple(rows), notes=(*about, *notes))
 
 
+def placement_order(entry: dict[str, Any]) -> tuple[int, str]:
+    """Return the order of placements: by the number of auxiliary classifiers, then by name (the paper's order, too)."""
+    arm = str(entry["method"])
+    return 0 if arm == "none" else arm.count("+") + 1, arm
+
+
 def paper_order(table: str) -> Order:
     """Return the order in which `reference.csv` lists the methods of a table; others follow."""
     rows = reference()

@@ -29,7 +29,8 @@ def draw(results: Results, options: Options) -> list[Drawing]:
         panel.bar(places + (i - (len(names) - 1) / 2) * width, shares, width, label=name, **look)
     panel.set_xticks(places, list(found), fontsize=8)
     panel.set_ylabel("share of the variance")
-    panel.set_ylim(0, 1.25)
+    panel.set_ylim(0, 1.25)  # the legend's room is above 1
+    panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     panel.legend(fontsize=7, ncols=3, loc="upper center")
     ids = tuple(sorted({trial.trial_id for study, _ in found.values() for trial in study.judged}))
     caption = "fANOVA over complete search trials (at most 100 a study, evenly thinned), on validation accuracy; rough with few trials."

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from analysis.aggregate import METHODS, Results, for_pair, pair_label, pairs_of, reported
 from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, LINES, MARKERS, new_figure
@@ -29,6 +31,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
             panel.fill_between(mean.index, own.min(), own.max(), color=COLOURS[i], alpha=0.2, linewidth=0)
         panel.set_title(pair_label(pair, pairs), fontsize=9)
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("test accuracy (per cent)")
         panel.legend(fontsize=7)
     ids = tuple(sorted(set(curves["trial_id"])))

@@ -6,7 +6,7 @@ from functools import partial
 from analysis.aggregate import Results
 from analysis.artefact import NotAsked, Options
 from analysis.inference import Summary
-from analysis.studies import Pair, paper_order, published_arms, study_table
+from analysis.studies import Pair, placement_order, published_arms, study_table
 from analysis.table import Table
 
 PUBLISHED = "fig_ablation_aux_placement"
@@ -14,7 +14,6 @@ PUBLISHED = "fig_ablation_aux_placement"
 
 def build(results: Results, options: Options) -> list[Table]:
     """Return the accuracy of each placement and its gain over none: with the paper's task + kl_q, and with the full objective."""
-    order = paper_order(PUBLISHED)
     title = "Effect of the auxiliary classifiers (task + kl_q"
     published: Callable[[Pair], dict[str, Summary]] = partial(published_arms, PUBLISHED)
     tables = []
@@ -23,7 +22,9 @@ def build(results: Results, options: Options) -> list[Table]:
         ("aux-placement-full", " + kl_p)", lambda _: {}),
     ):
         try:
-            tables.append(study_table(results, options, study=study, title=title + more, order=order, base="none", published=known))
+            tables.append(
+                study_table(results, options, study=study, title=title + more, order=placement_order, base="none", published=known)
+            )
         except NotAsked:
             continue
     if not tables:

@@ -6,12 +6,13 @@ The worker that ran a trial writes its two files once, at the trial's end (tempo
 import contextlib
 import dataclasses
 import os
+import re
 import tempfile
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from hsakd.config import TrialConfig
 
 SCHEMA_VERSION = 1
+TRIAL_NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a trial's id becomes a file name: no separators, no leading dot
 STATUSES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
 
 
@@ -92,6 +94,7 @@ class TrialRecord:
     bank_hits: int = _column("images", 0)
     bank_misses: int = _column("images", 0)
     weights_sha256: str = _column("sha256 of the final tensors", "")
+    has_weights: bool = _column("whether the final weights are kept", True)
     teacher_weights_sha256: str = _column("sha256 of the teacher's tensors", "")
     device: str = _column("torch device type", "")
     device_name: str = _column("name", "")
@@ -106,6 +109,26 @@ class TrialRecord:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"status is {self.status!r}; accepted: {', '.join(STATUSES)}")
+
+    @classmethod
+    def of(cls, config: TrialConfig, *, status: str, **measured: Any) -> Self:
+        """Return a record of `config`: what identifies the trial follows from its configuration, `measured` are the other columns."""
+        teacher = config.teacher
+        return cls(
+            trial_id=config.trial_id,
+            status=status,
+            role=config.role,
+            network=config.network,
+            dataset=config.data.dataset,
+            seed=config.seed,
+            terms="+".join(name for name, _ in config.objective.terms),
+            teacher_network=teacher.network if teacher is not None else "",
+            teacher_regime=config.teacher_regime,
+            teacher_trial_id=teacher.trial_id if teacher is not None else "",
+            num_epochs=config.optim.epochs,
+            config_json=config.to_json(),
+            **measured,
+        )
 
     @property
     def config(self) -> TrialConfig:
@@ -134,7 +157,25 @@ class PlanEntry:
     schema_version: int = _column("version", SCHEMA_VERSION)
 
 
-Row = EpochMetrics | TrialRecord | PlanEntry
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruningRow:
+    """What a pruner did in a study ("as run"), or would have done with its complete trials ("median", "hyperband")."""
+
+    study: str = _column("study name")
+    pruner: str = _column("as run, median or hyperband")
+    num_trials: int = _column("count")
+    num_pruned: int = _column("count")
+    epochs_run: int = _column("epochs")
+    epochs_saved: int = _column("epochs")
+    seconds_saved: float = _column("seconds")
+    best_trial_id: str = _column("id")
+    best_top1_val: float = _column("per cent")
+    kills_best: bool = _column("whether the best trial is pruned")
+    top1_val_left: float = _column("per cent, best trial that is not pruned")
+    schema_version: int = _column("version", SCHEMA_VERSION)
+
+
+Row = EpochMetrics | TrialRecord | PlanEntry | PruningRow
 
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -216,6 +257,17 @@ def read_rows(path: Path, record: type[Any]) -> list[Any]:
     return rows
 
 
+def checked_name(trial_id: str) -> str:
+    """Return a trial's id if it can be a file name; ids read from a plan or a record of another machine are data, not paths.
+
+    Raises:
+        ValueError: it has other characters than letters, digits and _.+-, or begins with a dot.
+    """
+    if TRIAL_NAME.fullmatch(trial_id) is None:
+        raise ValueError(f"trial_id is {trial_id!r}; accepted: letters, digits and _.+-, not beginning with a dot")
+    return trial_id
+
+
 class ResultStore:
     """A result folder: `trials/`, `epochs/`, `checkpoints/`, `plan.parquet`, `studies.journal`. One writer a file.
 
@@ -226,17 +278,25 @@ class ResultStore:
         self.root = root
 
     def trial_path(self, trial_id: str) -> Path:
-        return self.root / "trials" / f"{trial_id}.parquet"
+        return self.root / "trials" / f"{checked_name(trial_id)}.parquet"
 
     def epochs_path(self, trial_id: str) -> Path:
-        return self.root / "epochs" / f"{trial_id}.parquet"
+        return self.root / "epochs" / f"{checked_name(trial_id)}.parquet"
 
     def checkpoint_dir(self, trial_id: str) -> Path:
         """The trial's own folder: `resume.pt` while it trains, `weights.safetensors` once it has ended."""
-        return self.root / "checkpoints" / trial_id
+        return self.root / "checkpoints" / checked_name(trial_id)
+
+    def errors_path(self, trial_id: str) -> Path:
+        """What a trial's attempts ended with, if they raised."""
+        return self.root / "errors" / f"{checked_name(trial_id)}.txt"
 
     def weights_path(self, trial_id: str) -> Path:
         return self.checkpoint_dir(trial_id) / "weights.safetensors"
+
+    def imported_path(self, sha256: str) -> Path:
+        """Where the weights of a foreign file lie in our layout, named by that file's digest."""
+        return self.root / "imported" / f"{sha256}.safetensors"
 
     @property
     def plan_path(self) -> Path:
@@ -264,11 +324,23 @@ class ResultStore:
         return record
 
     def finished(self, trial_id: str) -> TrialRecord | None:
-        """Return the record of a trial that needs no more work: pruned or diverged, or complete with its weights in place."""
+        """Return the record of a trial that needs no more work: pruned or diverged, or complete with its weights in place or given up."""
         record = self.read_trial(trial_id)
-        if record is None or record.status in ("failed", "out_of_memory"):
+        return record if record is not None and self.is_finished(record) else None
+
+    def peek_trial(self, trial_id: str) -> TrialRecord | None:
+        """Return a trial's record, or None where there is no readable one; a reader beside the driver sets nothing aside."""
+        try:
+            record: TrialRecord = read_rows(self.trial_path(trial_id), TrialRecord)[0]
+        except (ValueError, IndexError):
             return None
-        return record if record.status != "complete" or self.weights_path(trial_id).exists() else None
+        return record
+
+    def is_finished(self, record: TrialRecord) -> bool:
+        """Whether a trial with this record needs no more work."""
+        if record.status in ("failed", "out_of_memory"):
+            return False
+        return record.status != "complete" or not record.has_weights or self.weights_path(record.trial_id).exists()
 
     def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
         """Return a trial's epochs, or an empty list where there is no readable file."""

@@ -1,5 +1,6 @@
 """The one parser: options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.network_table import network_table
+from sweeps.networks import is_network, network_facts
+from sweeps.packing import parse_fractions
 from sweeps.presets import METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE
 from sweeps.space import SearchBudget, SearchSpace, read_space
 
@@ -66,14 +69,26 @@ class SweepOptions:
     """CPU threads of a trial."""
     trials_per_gpu: int = 1
     """Trials that share a GPU."""
+    gpu_fraction: tuple[str, ...] = ()
+    """NETWORK=FRACTION: the part of a GPU that trials of one network get, instead of 1 / --trials-per-gpu."""
     max_failures: int = 2
     """Times that a crashed trial is tried again."""
     checkpoint_minutes: float = 10.0
     """Besides each epoch's end, checkpoint this often."""
-    keep_checkpoints: Literal["all", "last"] = "last"
-    """Keep resume files of finished trials, or final weights only."""
+    keep_checkpoints: Literal["all", "teachers", "last"] = "last"
+    """Of finished trials, keep everything, the final weights of trials that others need, or all final weights."""
+    teachers_from: Path | None = None
+    """Another sweep's result folder: teachers finished there are shared, not trained again."""
+    time_limit: str | None = None
+    """MINUTES, HH:MM:SS or D-HH:MM:SS: nothing is started that can't reach a checkpoint before, then all trials checkpoint and stop."""
+    teacher_weights: Path | None = None
+    """Folder of backbones or whole teachers, named after their network, used instead of training them."""
+    initialization: Literal["he", "authors"] = "he"
+    """Initial weights: one rule for all networks, or the authors' family by family."""
     address: str | None = None
     """A running Ray cluster: auto or HOST:PORT."""
+    dashboard: bool = False
+    """Start Ray's dashboard (with a Ray that this command starts)."""
     require_gpus: bool = False
     """Refuse to start with fewer GPUs than --gpus."""
     tensorboard: bool = False
@@ -99,8 +114,8 @@ class SweepOptions:
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):
-                _check("pairs", pair, network in network_table(), f"TEACHER-STUDENT of {', '.join(network_table())}")
-            same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
+                _check("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
+            same_depth = network_facts(teacher).num_branches == network_facts(student).num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         self._check_space()
         if self.dataset is not None:
@@ -109,9 +124,19 @@ class SweepOptions:
         _check(
             "address",
             self.address,
-            self.address is None or not self.address.startswith("ray://"),
+            self.address is None or self.address == "auto" or re.fullmatch(r"[\w.-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", self.address),
             "auto or HOST:PORT; for ray:// use `ray job submit`",
         )
+        parse_fractions(self.gpu_fraction)
+        parse_time(self.time_limit)
+        source = self.teachers_from
+        _check("teachers_from", str(source), source is None or (source / "trials").is_dir(), "the result folder of a sweep")
+        is_other = source is None or source.resolve() != self.out.resolve()
+        _check("teachers_from", str(source), is_other, "another folder than --out")
+        folder = self.teacher_weights
+        _check("teacher_weights", folder, folder is None or folder.is_dir(), "a folder of weight files")
+        one_teacher = folder is None or self.teacher_seeds == 1
+        _check("teacher_seeds", self.teacher_seeds, one_teacher, "1 with --teacher-weights, as a file is one teacher")
         _check("out", str(self.out), "://" not in str(self.out) and ":/" not in str(self.out), "a folder that all nodes share")
         _check("out", str(self.out), not self.out.exists() or self.out.is_dir(), "a folder")
         if self.out.is_dir() and any(self.out.iterdir()):
@@ -129,7 +154,7 @@ class SweepOptions:
         for pair in self.pairs or preset.pairs:
             student = pair.partition("-")[2]
             space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
-            space.placements(network_table()[student].num_branches)
+            space.placements(network_facts(student).num_branches)
 
 
 Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
@@ -176,7 +201,20 @@ class AblationOptions(SweepOptions):
         _check("weights", " ".join(map(str, self.weights)), 1.0 in self.weights, "a grid with 1, the paper's, in it")
 
 
-def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:
+def parse_time(text: str | None) -> float | None:
+    """Return seconds from MINUTES, HH:MM:SS or D-HH:MM:SS (Slurm's forms), None from None; raises ValueError on anything else."""
+    if text is None:
+        return None
+    if re.fullmatch(r"\d+(\.\d+)?", text) and float(text) > 0:
+        return 60 * float(text)
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d\d):(\d\d)", text)
+    if parts is None:
+        raise ValueError(f"--time-limit is {text}; accepted: minutes above 0, HH:MM:SS or D-HH:MM:SS")
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def _check(name: str, value: object, is_accepted: object, accepted: str) -> None:
     if not is_accepted:
         raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")
 

@@ -5,26 +5,35 @@ Why it is built like this: never `Tuner.restore` (crashes with persistent studie
 never two Tuners in threads.
 """
 
+import errno
 import importlib
 import json
 import logging
 import os
+import re
+import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.config import DataConfig, TrialConfig
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord, replacing
+from sweeps.attempts import NO_WORD, note_error, ran_out_of_memory, read_errors
+from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
+from sweeps.packing import Packing
 from sweeps.schedule import Schedule
+from sweeps.teacher_files import doubt
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -38,65 +47,76 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 STOP_FILE = "stop"
 EPOCH_JSON = "epoch_json"
+PROGRESS_FILE = "progress.json"
 OBJECT_STORE_BYTES = 100 * 2**20
 STOP_CHECK_SECONDS = 0.5
+HEARTBEAT_SECONDS = 2.0
+NODE_CHECK_SECONDS = 300.0
+RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
+START_SECONDS = 20.0  # a fresh process, its imports and the data set, before the first step
+PLAN_SECONDS = 5.0
+LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/session_DATE_TIME_PID/sockets/plasma_store
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """How trials are placed: `gpus` 0 runs `cpus // threads` trials at once on the CPU, else `gpus * trials_per_gpu`.
+    """How trials are placed: `gpus` 0 runs `cpus // threads` trials at once on the CPU, else GPUs are shared as `packing` says.
 
     `run` is the dotted name of the function that runs a trial (`hsakd.training.trial:run_trial`, or a stand-in in scheduling tests);
-    `context` are the keyword arguments of its `RunContext`.
+    `context` are the keyword arguments of its `RunContext`; `data` is what every node of a cluster must be able to read.
     """
 
     out: Path
     gpus: int = 0
-    trials_per_gpu: int = 1
+    packing: Packing = field(default_factory=Packing)
     threads: int = 1
     max_failures: int = 2
     reuses_workers: bool = False
     address: str | None = None
+    has_dashboard: bool = False
     requires_gpus: bool = False
+    time_limit_seconds: float | None = None
+    keep_checkpoints: str = "last"
+    data: DataConfig | None = None
     run: str = "hsakd.training.trial:run_trial"
     context: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def slots(self) -> int:
-        """Trials at once."""
-        if self.gpus:
-            return self.gpus * self.trials_per_gpu
-        return max(1, (os.cpu_count() or 1) // self.threads)
 
-    @property
-    def resources(self) -> dict[str, float]:
-        """What Ray reserves for a trial."""
-        return {"cpu": 1, "gpu": 1 / self.trials_per_gpu} if self.gpus else {"cpu": self.threads}
+class Unfit(ValueError):
+    """The cluster lacks the GPUs that were asked for, or no node of it can run trials."""
 
 
-class NoGpus(ValueError):
-    """The cluster lacks the GPUs that were asked for."""
-
-
-def run_unit(unit: dict[str, Any]) -> None:
-    """Run one trial in a Ray worker; its record goes to disk, its epochs to the driver.
+def run_unit(unit: dict[str, Any]) -> dict[str, Any]:
+    """Run one trial in a Ray worker; its record goes to disk, its epochs and how the attempt ended to the driver.
 
     An exception's text is left in `<out>/errors/` before Ray sees it, since the driver writes the record of a trial that failed for good.
+    Only what a retry may cure is raised; an attempt that ended for want of memory, disk or a fit node says so and returns.
     """
+    out = Path(unit["out"])
+    stop_path = out / STOP_FILE
+    if stop_path.exists():
+        return {"outcome": "interrupted"}
+    expected: Expected | None = unit["expected"]
+    node = ray.get_runtime_context().get_node_id()
+    if expected is not None and (problem := node_problem(expected)):
+        return {"outcome": "unfit", "node": node, "problem": problem}
     module, _, name = unit["run"].partition(":")
     run: Callable[..., TrialRecord] = getattr(importlib.import_module(module), name)
-    from hsakd.training.trial import RunContext, TrialInterrupted
+    from hsakd.data import DataMissing
+    from hsakd.training.trial import RunContext, TrialInterrupted, TrialOutOfMemory
 
-    config, out = TrialConfig.from_json(unit["config_json"]), Path(unit["out"])
-    error_path = out / "errors" / f"{config.trial_id}.txt"
-    attempt = 1 + (error_path.read_text().count(ATTEMPT_MARK) if error_path.exists() else 0)
-    context = RunContext(store=ResultStore(out), attempt=attempt, **unit["context"])
-    stop_path, checked = out / STOP_FILE, [0.0]
+    config, store = TrialConfig.from_json(unit["config_json"]), ResultStore(out)
+    attempt = 1 + len(read_errors(store, config.trial_id))
+    context = RunContext(store=store, attempt=attempt, **unit["context"])
+    checked = [0.0]
 
     def should_stop() -> bool:
         if time.monotonic() - checked[0] < STOP_CHECK_SECONDS:
@@ -110,26 +130,141 @@ def run_unit(unit: dict[str, Any]) -> None:
     try:
         run(config, context, report=report, should_stop=should_stop)
     except TrialInterrupted:
-        return
+        return {"outcome": "interrupted"}
+    except TrialOutOfMemory as error:
+        note_error(store, config.trial_id, attempt, error)
+        return {"outcome": "out_of_memory"}
+    except DataMissing as error:
+        if expected is None:
+            raise
+        return {"outcome": "unfit", "node": node, "problem": str(error)}
     except Exception as error:
-        error_path.parent.mkdir(parents=True, exist_ok=True)
-        with error_path.open("a") as file:
-            file.write(f"{ATTEMPT_MARK} {attempt}: {type(error).__name__}: {error}\n{traceback.format_exc()}\n")
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            return {"outcome": "storage", "problem": error.strerror}
+        note_error(store, config.trial_id, attempt, error)
         raise
+    return {"outcome": "complete"}
 
 
-ATTEMPT_MARK = "=== attempt"
+def resources_of(unit: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what Ray reserves for a trial: `resources` of its unit, on any node but the `avoided` ones."""
+    avoided = unit["avoided"]
+    where: dict[str, Any] = {"bundle_label_selector": [{"ray.io/node-id": f"!in({','.join(avoided)})"}]} if avoided else {}
+    return tune.PlacementGroupFactory([unit["resources"]], **where)
+
+
+def check_node(expected: Expected, data: DataConfig | None, data_dir: Path | None) -> str:
+    """Return why the node that this runs on can't run trials, or ""."""
+    return node_problem(expected) or (data_problem(data, data_dir) if data is not None else "")
+
+
+def all_nodes() -> list[dict[str, Any]]:
+    """Return Ray's list of nodes, dead ones included."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
+class Nodes:
+    """The cluster's nodes as they come and go: each is checked before it counts; one that is not fit is avoided, with a sentence."""
+
+    def __init__(self, options: EngineOptions, say: Callable[[str], None]) -> None:
+        self.options, self.say = options, say
+        self.problems: dict[str, str] = {}  # node -> why it is avoided
+        self.checks: dict[str, Any] = {}  # node -> the result of its check, to come
+        self.fit: dict[str, dict[str, float]] = {}
+        self.expected: Expected | None = None
+        if options.address is not None:
+            token = secrets.token_hex(16)
+            with replacing(options.out / TOKEN_FILE) as temporary:
+                temporary.write_text(token)
+            self.expected = Expected(out=options.out, token=token, versions=tuple(present_versions().items()))
+
+    def refresh(self) -> None:
+        """Look who is there; start the check of newcomers, and take in what checks have found."""
+        alive = {node["NodeID"]: node for node in all_nodes() if node["Alive"]}
+        self.fit = {name: resources for name, resources in self.fit.items() if name in alive}
+        self.checks = {name: check for name, check in self.checks.items() if name in alive}
+        for name, node in alive.items():
+            if name in self.fit or name in self.problems or name in self.checks or not node["Resources"].get(self.kind):
+                continue
+            if self.expected is None:
+                self.fit[name] = node["Resources"]
+                continue
+            where = NodeAffinitySchedulingStrategy(name, soft=False)
+            task = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
+            self.checks[name] = task.remote(self.expected, self.options.data, self.options.context.get("data_dir"))
+        if not self.checks:
+            return
+        ended, _ = ray.wait(list(self.checks.values()), num_returns=len(self.checks), timeout=0)
+        for name in [name for name, check in self.checks.items() if check in ended]:
+            try:
+                problem = ray.get(self.checks.pop(name))
+            except ray.exceptions.RayError as error:
+                problem = f"its check failed: {str(error).strip().splitlines()[-1]}"
+            if problem:
+                self.avoid(name, problem)
+            else:
+                self.fit[name] = alive[name]["Resources"]
+
+    def wait_for_checks(self) -> None:
+        """Return once every node that is there has been checked; raises Unfit where none can run trials."""
+        limit = time.monotonic() + NODE_CHECK_SECONDS
+        self.refresh()
+        while self.checks and time.monotonic() < limit:
+            time.sleep(0.1)
+            self.refresh()
+        if not self.fit and self.problems:
+            raise Unfit(f"no node of the cluster can run trials: {next(iter(self.problems.values()))}")
+
+    def avoid(self, name: str, problem: str) -> None:
+        """Place no more trials on a node."""
+        self.fit.pop(name, None)
+        if name not in self.problems:
+            address = next((node["NodeManagerAddress"] for node in all_nodes() if node["NodeID"] == name), "?")
+            self.say(f"node {address} ({name[:8]}) is not used: {problem}")
+        self.problems[name] = problem
+
+    @property
+    def kind(self) -> str:
+        """The resource that trials share."""
+        return "GPU" if self.options.gpus else "CPU"
+
+    @property
+    def avoided(self) -> tuple[str, ...]:
+        """Nodes that a trial must not be placed on now."""
+        return tuple(sorted({*self.problems, *self.checks}))
+
+    @property
+    def num_present(self) -> float:
+        """GPUs (CPUs where no GPU is asked for) of the nodes that can run trials."""
+        return sum(resources.get(self.kind, 0.0) for resources in self.fit.values())
+
+    @property
+    def are_all_unfit(self) -> bool:
+        """Whether there are nodes, and none that can run trials."""
+        return bool(self.problems) and not self.fit and not self.checks
 
 
 class ScheduleSearcher(Searcher):
     """Ray's view of the schedule: hands out its trials, tells it their ends."""
 
-    def __init__(self, schedule: Schedule, options: EngineOptions, say: Callable[[str], None]) -> None:
+    def __init__(self, schedule: Schedule, options: EngineOptions, nodes: Nodes, say: Callable[[str], None]) -> None:
         super().__init__(metric="epoch", mode="max")
-        self.schedule, self.options, self.say = schedule, options, say
+        self.schedule, self.options, self.nodes, self.say = schedule, options, nodes, say
+        self.packing = options.packing
         self.trial_ids: dict[str, str] = {}
+        self.shares: dict[str, float] = {}
+        self.begun: dict[str, float] = {}
         self.epochs: dict[str, list[EpochMetrics]] = {}
+        self.crashes: Counter[str] = Counter()
         self.pruned: set[str] = set()
+        self.held: TrialConfig | None = None
+        self.started = time.monotonic()
+        self.plan_written = 0.0
+        for trial_id, config in schedule.configs.items():
+            if trial_id not in schedule.done and any(map(ran_out_of_memory, read_errors(schedule.store, trial_id))):
+                self.packing.alone.add(trial_id)
+                self.packing.loosen(config.network)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles its searcher into an experiment state that nobody restores."""
@@ -137,19 +272,89 @@ class ScheduleSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         schedule = self.schedule
-        config = schedule.next_trial()
-        if config is None:
-            is_over = schedule.is_stopping or schedule.is_stuck
-            return Searcher.FINISHED if is_over and not schedule.running else None
-        self.trial_ids[trial_id] = config.trial_id
-        self.epochs[config.trial_id] = []
-        schedule.store.write_plan(schedule.plan())
+        try:
+            config = self.held if self.held is not None else schedule.next_trial(self._is_welcome)
+            if schedule.is_stopping and self.held is not None:
+                schedule.put_back(self.held.trial_id)
+                self.held = config = None
+            if config is None:
+                return self._nothing_to_start()
+            share = self._share(config)
+            if sum(self.shares.values()) + share > self._capacity() + 1e-9:
+                self.held = config
+                return None
+            self.held = None
+            self.trial_ids[trial_id] = config.trial_id
+            self.shares[config.trial_id] = share
+            self.begun[config.trial_id] = time.time()
+            self.epochs[config.trial_id] = []
+            self._write_plan()
+        except OSError as error:
+            return self._stop_for_storage(error)
         return {
             "config_json": config.to_json(),
             "out": str(self.options.out),
             "run": self.options.run,
-            "context": self.options.context,
+            "context": {**self.options.context, "keep_checkpoints": self._kept(config)},
+            "resources": {"CPU": 1, "GPU": share} if self.options.gpus else {"CPU": share},
+            "avoided": list(self.nodes.avoided),
+            "expected": self.nodes.expected,
         }
+
+    def _nothing_to_start(self) -> Any:
+        """Return FINISHED if nothing will ever start any more, else None: ask again."""
+        schedule = self.schedule
+        if schedule.running:
+            return None
+        if not schedule.is_stopping and not schedule.is_stuck and self._seconds_left() is not None:
+            self.say("no time left for a trial to reach a checkpoint")
+            schedule.is_stopping = True
+        return Searcher.FINISHED if schedule.is_stopping or schedule.is_stuck else None
+
+    def _share(self, config: TrialConfig) -> float:
+        """Return the GPUs, or the CPUs, that a trial reserves."""
+        if self.options.gpus:
+            return self.packing.share(config.network, config.trial_id)
+        is_alone = config.trial_id in self.packing.alone and self.options.address is None
+        return self._capacity() if is_alone else float(self.options.threads)
+
+    def _capacity(self) -> float:
+        """Return the GPUs (CPUs) that may be reserved now; in a cluster one GPU beyond those present, so that an autoscaler sees a need."""
+        present = self.nodes.num_present
+        if not self.options.gpus:
+            return present
+        return min(float(self.options.gpus), present + (1 if self.options.address is not None else 0))
+
+    def _kept(self, config: TrialConfig) -> str:
+        if self.options.keep_checkpoints != "teachers":
+            return self.options.keep_checkpoints
+        return "last" if self.schedule.is_needed(config.trial_id) else "none"
+
+    def _seconds_left(self) -> float | None:
+        limit = self.options.time_limit_seconds
+        return None if limit is None else self.started + limit - time.monotonic()
+
+    def _is_welcome(self, config: TrialConfig) -> bool:
+        """Whether a trial that starts now can reach a checkpoint, its first epoch or the interval, before the time limit."""
+        left = self._seconds_left()
+        if left is None:
+            return True
+        epoch_seconds = self.schedule.cost.seconds(config) / max(1, config.optim.epochs)
+        interval = 60 * float(self.options.context.get("checkpoint_minutes", 10.0))
+        return left >= START_SECONDS + min(epoch_seconds, interval)
+
+    def _write_plan(self) -> None:
+        """Write the plan, at most every few seconds: it is long, and a new command rebuilds it."""
+        if time.monotonic() - self.plan_written > PLAN_SECONDS:
+            self.schedule.store.write_plan(self.schedule.plan())
+            self.plan_written = time.monotonic()
+
+    def _stop_for_storage(self, error: OSError) -> None:
+        """End the sweep: what can't be written must not be lost."""
+        if not self.schedule.is_stopping:
+            self.say(f"--out can't be written ({error.strerror}): stopping; make room, then go on")
+        self.schedule.is_stopping = True
+        touch_if_possible(self.options.out / STOP_FILE)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Epochs come through `PruningScheduler`."""
@@ -161,22 +366,60 @@ class ScheduleSearcher(Searcher):
             return False
         metrics = EpochMetrics(**json.loads(text))
         own_id = self.trial_ids[trial_id]
+        config = self.schedule.configs[own_id]
         self.epochs[own_id] = [row for row in self.epochs[own_id] if row.epoch < metrics.epoch] + [metrics]
-        is_pruned = self.schedule.on_epoch(own_id, metrics) and metrics.epoch + 1 < self.schedule.configs[own_id].optim.epochs
+        self.schedule.cost.observe_epochs(config, self.epochs[own_id])
+        try:
+            is_pruned = self.schedule.on_epoch(own_id, metrics) and metrics.epoch + 1 < config.optim.epochs
+        except OSError as error:
+            self._stop_for_storage(error)
+            return False
         if is_pruned:
             self.pruned.add(own_id)
         return is_pruned
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        del result  # the record on disk says more
-        own_id = self.trial_ids.pop(trial_id)
-        schedule = self.schedule
+        own_id = self.trial_ids.pop(trial_id, None)
+        if own_id is None:
+            return
+        self.shares.pop(own_id, None)
+        try:
+            self._take_end(own_id, result or {}, is_error=error)
+            self._write_plan()
+        except OSError as failure:
+            self.schedule.put_back(own_id)
+            self._stop_for_storage(failure)
+
+    def _take_end(self, own_id: str, result: dict[str, Any], *, is_error: bool) -> None:
+        """Tell the schedule how an attempt ended; the record on disk says more than Ray."""
+        schedule, outcome = self.schedule, "" if is_error else str(result.get("outcome", ""))
         config = schedule.configs[own_id]
-        record = schedule.finished(config)
+        record = self._visible_record(config, is_certain=outcome == "complete")
         if record is None and own_id in self.pruned:
             record = self._record(config, "pruned", "")
-        if record is None and error:
-            record = self._failure(config)
+            if self.options.keep_checkpoints != "all":
+                shutil.rmtree(schedule.store.checkpoint_dir(own_id), ignore_errors=True)
+        if record is None and outcome == "out_of_memory":
+            if own_id not in self.packing.alone:
+                self.packing.alone.add(own_id)
+                share = self.packing.loosen(config.network)
+                schedule.put_back(own_id)
+                self.say(f"no memory {describe(config)}; again alone, {config.network} gets {share:.2g} GPU each from now on")
+                return
+            record = self._failure(config, "out_of_memory")
+        if record is None and outcome == "unfit":
+            self.nodes.avoid(str(result["node"]), str(result["problem"]))
+            schedule.put_back(own_id)
+            if self.nodes.are_all_unfit:
+                self.say("no node is left that can run trials: stopping")
+                schedule.is_stopping = True
+            return
+        if record is None and outcome == "storage":
+            schedule.put_back(own_id)
+            self._stop_for_storage(OSError(0, str(result["problem"])))
+            return
+        if record is None and is_error:
+            record = self._failure(config, "failed")
         if record is None:
             schedule.interrupt(own_id)
             self.say(f"stopped  {describe(config)}")
@@ -184,51 +427,48 @@ class ScheduleSearcher(Searcher):
                 schedule.failed.add(own_id)
             return
         schedule.complete(own_id, record)
-        schedule.store.write_plan(schedule.plan())
-        accuracy = (
-            f"top-1 {record.top1_last:.2f} %" if record.top1_last is not None else record.error.splitlines()[0] if record.error else ""
-        )
-        self.say(f"{record.status:8s} {describe(config)}  {accuracy}")
+        news = f"top-1 {record.top1_last:.2f} %" if record.top1_last is not None else record.error.partition("\n")[0]
+        self.say(f"{record.status:8s} {describe(config)}  {news}")
+        if (sentence := doubt(record)) is not None:
+            self.say(sentence)
+
+    def _visible_record(self, config: TrialConfig, *, is_certain: bool) -> TrialRecord | None:
+        """Return the record that the worker wrote; one that certainly was written may take a while to be seen here."""
+        limit = time.monotonic() + RECORD_VISIBLE_SECONDS
+        while (record := self.schedule.finished(config)) is None and is_certain and time.monotonic() < limit:
+            list((self.schedule.store.root / "trials").iterdir())  # asks a network file system for the folder anew
+            time.sleep(0.2)
+        return record
 
     def _record(self, config: TrialConfig, status: str, error: str, *, attempts: int = 1) -> TrialRecord:
         """Write the record of a trial that could not write its own."""
         epochs = self.epochs.get(config.trial_id, [])
         values = [row.top1_val for row in epochs if row.top1_val is not None]
-        teacher = config.teacher
-        record = TrialRecord(
-            trial_id=config.trial_id,
+        seconds = sum(row.train_seconds for row in epochs)
+        record = TrialRecord.of(
+            config,
             status=status,
             error=error,
             attempts=attempts,
-            role=config.role,
-            network=config.network,
-            dataset=config.data.dataset,
-            seed=config.seed,
-            terms="+".join(name for name, _ in config.objective.terms),
-            teacher_network=teacher.network if teacher is not None else "",
-            teacher_regime=config.teacher_regime,
-            teacher_trial_id=teacher.trial_id if teacher is not None else "",
-            num_epochs=config.optim.epochs,
+            has_weights=False,
             epochs_done=len(epochs),
             top1_val=max(values) if values else None,
-            train_seconds=sum(row.train_seconds for row in epochs),
-            total_seconds=sum(row.train_seconds + row.eval_seconds for row in epochs),  # what a search costs includes what it pruned
+            train_seconds=seconds,
+            total_seconds=seconds + sum(row.eval_seconds for row in epochs),  # what a search costs includes what it pruned
             bank_hits=sum(row.bank_hits for row in epochs),
             bank_misses=sum(row.bank_misses for row in epochs),
             device=str(self.options.context.get("device", "")),
             num_threads=self.options.threads,
-            config_json=config.to_json(),
+            started_at=utc(self.begun.get(config.trial_id, time.time())),
+            finished_at=utc(time.time()),
         )
         self.schedule.store.write_trial(record, epochs)
         return record
 
-    def _failure(self, config: TrialConfig) -> TrialRecord:
-        path = self.options.out / "errors" / f"{config.trial_id}.txt"
-        text = path.read_text() if path.exists() else "the worker process died without a word (killed, or its node was lost)"
-        last = text.rsplit(ATTEMPT_MARK, 1)[-1].strip()
-        return self._record(
-            config, "out_of_memory" if "TrialOutOfMemory" in last else "failed", last, attempts=max(1, text.count(ATTEMPT_MARK))
-        )
+    def _failure(self, config: TrialConfig, status: str) -> TrialRecord:
+        errors = read_errors(self.schedule.store, config.trial_id)
+        attempts = max(1, len(errors), self.crashes[config.trial_id])
+        return self._record(config, status, errors[-1] if errors else NO_WORD, attempts=attempts)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the truth is on disk already."""
@@ -249,6 +489,96 @@ class PruningScheduler(FIFOScheduler):
         return str(FIFOScheduler.STOP if self.searcher.on_epoch(trial.trial_id, result) else FIFOScheduler.CONTINUE)
 
 
+class Watch(tune.Callback):
+    """What happens between events, on the driver's own thread: the time limit, nodes that come and go, the progress file, crash counts."""
+
+    def __init__(self, searcher: ScheduleSearcher) -> None:
+        self.searcher = searcher
+        self.next_look = 0.0
+        self.num_present = searcher.nodes.num_present
+        self.is_over = False
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        del iteration, info
+        searcher = self.searcher
+        schedule = searcher.schedule
+        running = [trial.trial_id for trial in trials if trial.status == Trial.RUNNING]
+        self.is_over = schedule.is_stopping and not running
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + HEARTBEAT_SECONDS
+        left = searcher._seconds_left()
+        if left is not None and left <= 0 and not schedule.is_stopping:
+            searcher.say("the time limit is reached: trials checkpoint at their next step")
+            schedule.is_stopping = True
+            touch_if_possible(searcher.options.out / STOP_FILE)
+        searcher.nodes.refresh()
+        present = searcher.nodes.num_present
+        if present != self.num_present:
+            searcher.say(f"the cluster has {present:g} {searcher.nodes.kind}s now")
+            self.num_present = present
+        self.write_progress([searcher.trial_ids[name] for name in running if name in searcher.trial_ids])
+
+    def write_progress(self, running: list[str]) -> None:
+        """Tell readers of the folder what runs now; `python sweeps/status.py` reads it."""
+        searcher = self.searcher
+        schedule = searcher.schedule
+        epochs = {trial_id: len(searcher.epochs.get(trial_id, [])) for trial_id in running}
+        per_slot = 1 / searcher.packing.trials_per_gpu if searcher.options.gpus else searcher.options.threads
+        at_once = schedule.num_slots = max(1.0, searcher.nodes.num_present / per_slot)
+        schedule.epochs_done = epochs
+        schedule.forecast_seconds = schedule.seconds_left()
+        progress = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "running": epochs,
+            "slots": at_once,
+            "seconds_left": schedule.forecast_seconds,
+            "basis": schedule.cost.describe(),
+        }
+        try:
+            with replacing(searcher.options.out / PROGRESS_FILE) as temporary:
+                temporary.write_text(json.dumps(progress))
+        except OSError as error:
+            searcher._stop_for_storage(error)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        del iteration, trials, info
+        self._note_crash(trial, "is tried again")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        del iteration, trials, info
+        self._note_crash(trial, "is given up")
+
+    def _note_crash(self, trial: Any, consequence: str) -> None:
+        own_id = self.searcher.trial_ids.get(trial.trial_id)
+        if own_id is not None:
+            self.searcher.crashes[own_id] += 1
+            self.searcher.say(f"crashed  {describe(self.searcher.schedule.configs[own_id])}; {consequence}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray pickles callbacks, and nobody restores them."""
+        return {}
+
+
+class EndOfSweep(tune.Stopper):
+    """Ends Ray's loop once the sweep is stopping and nothing runs: trials that still wait for a place never began."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        return self.watch.is_over
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 def describe(config: TrialConfig) -> str:
     """Return a trial in a few words."""
     teacher = f" <- {config.teacher.network} ({config.teacher_regime})" if config.teacher is not None else ""
@@ -256,17 +586,54 @@ def describe(config: TrialConfig) -> str:
     return f"{config.trial_id}  {config.role:8s} {config.network}{teacher}  {terms}  seed {config.seed}"
 
 
+def utc(seconds: float) -> str:
+    """Return a time as records have it: UTC, ISO 8601."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def touch_if_possible(path: Path) -> None:
+    """Create an empty file; where the disk is full, those who look for it are told otherwise."""
+    try:
+        path.touch()
+    except OSError:
+        return
+
+
+def temporary_folder() -> Path:
+    """Return a new folder that says whose it is, after deleting those of processes that were killed.
+
+    Ray's sockets lie in it and a socket's path is at most 107 characters long, so a long TMPDIR gives way to /tmp.
+    """
+    roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm")]
+    root = next((root for root in roots if len(str(root)) <= LONGEST_ROOT and os.access(root, os.W_OK)), roots[0])
+    for folder in root.glob("hsakd-*"):
+        owner = re.fullmatch(r"hsakd-(\d+)-\w+", folder.name)
+        if owner is not None and not Path(f"/proc/{owner[1]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"hsakd-{os.getpid()}-", dir=root))
+
+
+def package_folders() -> list[str]:
+    """Return our three packages, as Ray carries them to nodes where they are not installed."""
+    return [str(Path(str(importlib.import_module(name).__file__)).parent) for name in ("hsakd", "sweeps", "analysis")]
+
+
 @contextmanager
-def ray_cluster(options: EngineOptions) -> Iterator[None]:
-    """Start a local Ray (in a short-named temporary folder, deleted afterwards), or join the one at `options.address`."""
-    folder = Path(tempfile.mkdtemp(prefix="hsakd-"))
+def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
+    """Start a local Ray whose files are in `folder`, or join the one at `options.address`, our packages with us."""
     try:
         if options.address is not None:
-            ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
             ray.init(
-                num_cpus=max(os.cpu_count() or 1, options.slots if options.gpus else options.slots * options.threads),
-                include_dashboard=False,
+                address=options.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"py_modules": package_folders(), "excludes": ["**/__pycache__", "**/*.parquet"]},
+            )
+        else:
+            cpus = len(os.sched_getaffinity(0))
+            ray.init(
+                num_cpus=max(cpus, options.gpus * options.packing.most_per_gpu() if options.gpus else options.threads),
+                include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -276,76 +643,109 @@ def ray_cluster(options: EngineOptions) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_gpus(options: EngineOptions, say: Callable[[str], None]) -> None:
+def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None]) -> None:
     """Refuse a cluster without GPUs where some are wanted; with fewer than wanted say so (or refuse, with `requires_gpus`)."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    present = int(resources.get("GPU", 0))
-    if options.gpus and present == 0:
-        raise NoGpus(f"--gpus is {options.gpus}, but the cluster has no GPU ({int(resources.get('CPU', 0))} CPUs); use --gpus 0")
+    if not options.gpus:
+        return
+    present = int(nodes.num_present)
+    if present == 0:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        raise Unfit(f"--gpus is {options.gpus}, but the cluster has no GPU ({int(resources.get('CPU', 0))} CPUs); use --gpus 0")
     if present < options.gpus:
         if options.requires_gpus:
-            raise NoGpus(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
+            raise Unfit(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
         say(f"the cluster has {present} of {options.gpus} GPUs; more are used as nodes join")
 
 
+def num_slots(options: EngineOptions, nodes: Nodes) -> int:
+    """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / threads per trial; at least 1."""
+    if options.gpus:
+        return options.gpus * options.packing.most_per_gpu()
+    return max(1, int(nodes.num_present) // options.threads)
+
+
 def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str], None] = print) -> None:
-    """Run the schedule to its end, or until SIGINT or SIGTERM: then trials checkpoint at their next step and the call returns.
+    """Run the schedule to its end, or until SIGINT, SIGTERM or the time limit: then trials checkpoint at their next step.
 
     Raises:
-        NoGpus: the cluster lacks the GPUs.
+        Unfit: the cluster lacks the GPUs, or no node of it can run trials.
     """
     stop_path = options.out / STOP_FILE
     stop_path.unlink(missing_ok=True)
     schedule.store.write_plan(schedule.plan())
     if schedule.is_complete or (schedule.is_stuck and not schedule.failed and schedule.num_waiting == 0):
         return
-    with ray_cluster(options):
-        check_gpus(options, say)
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            del frame
-            if schedule.is_stopping:
-                raise KeyboardInterrupt
-            schedule.is_stopping = True
-            stop_path.touch()
-            # Not `say`: it reads the studies, whose lock the interrupted code may hold.
-            os.write(
-                sys.stdout.fileno(),
-                f"{signal.Signals(number).name}: trials checkpoint at their next step; a second ends at once\n".encode(),
-            )
-
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        experiments = Path(tempfile.mkdtemp(prefix="hsakd-tune-"))
-        searcher = ScheduleSearcher(schedule, options, say)
+    folder = temporary_folder()
+    for stale in options.out.glob(".tune-*"):  # of a driver that was killed: this process holds the folder's lock
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        with ray_cluster(options, folder):
+            nodes = Nodes(options, say)
+            nodes.wait_for_checks()
+            check_gpus(options, nodes, say)
+            experiments = folder / "tune" if options.address is None else options.out / f".tune-{secrets.token_hex(4)}"
+            try:
+                _run_tuner(schedule, options, nodes, experiments, say)
+            finally:
+                shutil.rmtree(experiments, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in (stop_path, options.out / PROGRESS_FILE):
+            path.unlink(missing_ok=True)
         try:
-            tuner = tune.Tuner(
-                tune.with_resources(run_unit, options.resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=ConcurrencyLimiter(searcher, max_concurrent=options.slots),
-                    scheduler=PruningScheduler(searcher),
-                    num_samples=-1,
-                    reuse_actors=options.reuses_workers,
-                    max_concurrent_trials=None,
-                ),
-                run_config=tune.RunConfig(
-                    name="sweep",
-                    storage_path=str(experiments),
-                    failure_config=tune.FailureConfig(max_failures=options.max_failures),
-                    verbose=0,
-                ),
-            )
-            tuner.fit()
-        except KeyboardInterrupt:
-            schedule.is_stopping = True
-        except (tune.TuneError, ray.exceptions.RayError) as error:
-            say(f"Ray ended the sweep: {str(error).strip().splitlines()[-1]}")
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            shutil.rmtree(experiments, ignore_errors=True)
-            stop_path.unlink(missing_ok=True)
             schedule.store.write_plan(schedule.plan())
-            sys.stdout.flush()
+        except OSError as error:
+            say(f"--out can't be written ({error.strerror})")
+            schedule.is_stopping = True
+        sys.stdout.flush()
+
+
+def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experiments: Path, say: Callable[[str], None]) -> None:
+    """Let Ray's one Tuner work the schedule off."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        if schedule.is_stopping:
+            raise KeyboardInterrupt
+        schedule.is_stopping = True
+        touch_if_possible(options.out / STOP_FILE)
+        # Not `say`: it reads the studies, whose lock the interrupted code may hold.
+        os.write(
+            sys.stdout.fileno(),
+            f"{signal.Signals(number).name}: trials checkpoint at their next step; a second ends at once\n".encode(),
+        )
+
+    searcher = ScheduleSearcher(schedule, options, nodes, say)
+    watch = Watch(searcher)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(run_unit, resources_of),
+            tune_config=tune.TuneConfig(
+                search_alg=ConcurrencyLimiter(searcher, max_concurrent=num_slots(options, nodes)),
+                scheduler=PruningScheduler(searcher),
+                num_samples=-1,
+                reuse_actors=options.reuses_workers,
+                max_concurrent_trials=None,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=str(experiments),
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
+                callbacks=[watch],
+                stop=EndOfSweep(watch),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    except KeyboardInterrupt:
+        schedule.is_stopping = True
+    except (tune.TuneError, ray.exceptions.RayError) as error:
+        say(f"Ray ended the sweep: {str(error).strip().splitlines()[-1]}")
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for trial_id in list(schedule.running):
+            schedule.interrupt(trial_id)

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.schedule import Schedule, cost_of
+from sweeps.schedule import Schedule
 
 
 class SweepView:
@@ -48,24 +48,13 @@ class SweepView:
         """Return the trials known or to be asked for."""
         return len(self.schedule.done) + len(self.schedule.running) + self.schedule.num_waiting
 
-    def seconds_left(self) -> float | None:
-        """Return the cost of known trials left over the cost done per second by this command; None before anything was done."""
-        schedule = self.schedule
-        done = sum(
-            cost_of(schedule.configs[trial_id]) for trial_id in set(schedule.done) - self.already_done if trial_id in schedule.configs
-        )
-        if done == 0:
-            return None
-        left = sum(cost_of(config) for trial_id, config in list(schedule.configs.items()) if trial_id not in schedule.done)
-        return left * (time.monotonic() - self.started) / done
-
     def render(self) -> RenderableType:
         """Return the view."""
         schedule = self.schedule
-        left = self.seconds_left()
+        left = schedule.forecast_seconds if set(schedule.done) - self.already_done else None
         head = (
             f"{len(schedule.done)} done, {len(schedule.running)} running, {schedule.num_waiting} waiting, {len(schedule.failed)} failed; "
-            f"{'time left not known yet' if left is None else f'about {left / 60:.0f} min left for the trials known so far'}"
+            f"{'time left not known yet' if left is None else f'about {left / 60:.0f} min left'}"
         )
         table = Table("pair", "method", "best top-1 (last epoch, %)", box=None)
         for (pair, method), accuracy in sorted(self.best().items()):

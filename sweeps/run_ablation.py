@@ -8,7 +8,7 @@ from sweeps.run_pairs import run_work
 def main() -> int:
     """Run the command; return its exit status: 0 only if every study is complete."""
     options = parse(AblationOptions)
-    return run_work(options, ablation_work(options))
+    return run_work(options, ablation_work)
 
 
 if __name__ == "__main__":

@@ -4,62 +4,86 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
-from hsakd.records import PlanEntry, ResultStore
-from sweeps.cli import SweepOptions, parse, refuse
+from hsakd.records import PlanEntry, ResultStore, TrialRecord
+from sweeps.cli import SweepOptions, parse, parse_time, refuse
+from sweeps.cost import CostModel, cost_of
+from sweeps.forecast import forecast, read_done, searched_trials, unique_trials
 from sweeps.live import SweepView
+from sweeps.packing import Packing, parse_fractions
 from sweeps.presets import PRESETS
-from sweeps.schedule import Schedule, cost_of
-from sweeps.worklist import PAPER_SETTING, TrialFactory, known_work, num_search_trials, pairs_of, seeds_of
+from sweeps.schedule import TUNED, Schedule, WorkLines
+from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
+from sweeps.worklist import known_work, num_search_trials
 
+WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
 
 
-def print_plan(options: SweepOptions, lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> None:
-    """Print the work-list and its cost; nothing is started or written."""
-    store = ResultStore(options.out)
-    configs: dict[str, TrialConfig] = {}
-    for _, config in lines:
-        for trial in (*config.requirements(), config):
-            configs[trial.trial_id] = trial
-    done = {trial_id for trial_id, config in configs.items() if store.finished(config.trial_id) is not None}
-    print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s}  state")
+def print_plan(options: SweepOptions, lines: WorkLines) -> None:
+    """Print the work-list, GPU-hours, makespan and disk needs; nothing is started or written."""
+    trials, cost = unique_trials(lines), CostModel("cuda" if options.gpus else "cpu")
+    packing = packing_of(options)
+    done = read_done(ResultStore(options.out), trials, cost)
+    print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s} {'hours':>7s}  state")
     for entry, config in lines:
-        state = "done" if entry.trial_id in done else "to do"
-        name = f"{entry.teacher}-{entry.student}"
-        print(f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  {cost_of(config):13.3g}  {state}")
-    total = sum(cost_of(config) for trial_id, config in configs.items() if trial_id not in done)
-    dynamic, factory = 0.0, TrialFactory(options)
-    if "HSAKD-tuned" in options.methods:
-        per_pair = num_search_trials(options) + (1 + top_k_of(options)) * (len(seeds_of(options)) - 1) + len(seeds_of(options))
-        for pair in pairs_of(options):
-            teacher = factory.joint_teacher(pair.teacher, 0, for_search=True)
-            dynamic += per_pair * cost_of(factory.hsakd(pair, 0, teacher, PAPER_SETTING))
-        print(f"and per pair: {num_search_trials(options)} search trials, their confirmation and the winner: at most {per_pair} trainings")
-    print(f"{len(configs)} trials known, {len(done)} done; multiply-adds left: {total:.3g} known, at most {dynamic:.3g} for the searches")
+        state, name = "done" if entry.trial_id in done else "to do", f"{entry.teacher}-{entry.student}"
+        hours = cost.seconds(config) / 3600
+        print(
+            f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  "
+            f"{cost_of(config):13.3g} {hours:7.2f}  {state}"
+        )
+    if TUNED in options.methods:
+        print(
+            f"and per pair: {num_search_trials(options)} search trials, their confirmation and the winner: "
+            f"at most {searched_trials(options)} trainings"
+        )
+    left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done)
+    print(f"{len(trials)} trials known, {len(done)} done; multiply-adds left in the known ones: {left:.3g}")
+    slots = options.gpus or cpu_slots(options.threads)
+    result = forecast(options, trials, done, cost, packing, slots)
+    unit = "GPU" if options.gpus else "CPU-slot"
+    print(
+        f"{result.num_trials} trainings left, searches included: {result.slot_hours:.3g} {unit}-hours, "
+        f"about {result.makespan_hours:.3g} h on {slots} {'GPUs' if options.gpus else 'slots'} (basis: {cost.describe()})"
+    )
+    print(f"disk of --out: {result.weights_bytes / 1e9:.2f} GB of weights, {result.resume_bytes / 1e9:.2f} GB of resume files")
+    if options.predictions == "bank":
+        print(f"disk of --bank-dir: at most {result.bank_bytes / 1e9:.4g} GB on a node that has students of every teacher")
 
 
-def top_k_of(options: SweepOptions) -> int:
-    """Return how many settings of a study are confirmed."""
-    return options.top_k if options.top_k is not None else PRESETS[options.preset].top_k
+def packing_of(options: SweepOptions) -> Packing:
+    """Return how trials share GPUs."""
+    return Packing(trials_per_gpu=options.trials_per_gpu, fractions=parse_fractions(options.gpu_fraction))
+
+
+def cpu_slots(threads: int) -> int:
+    """Return how many trials of `threads` threads this process's cores can run at once, at least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // threads)
 
 
 def main() -> int:
     """Run the command; return its exit status: 0 only if the sweep is complete."""
     options = parse(SweepOptions)
-    return run_work(options, known_work(options))
+    return run_work(options, known_work)
 
 
-def run_work(options: SweepOptions, lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> int:
+def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> int:
     """Run a command's work-list in its result folder, or print it; return the exit status."""
+    try:
+        print("".join(f"{line}\n" for line in describe_files(options)), end="")
+        lines = work(options)
+    except (ValueError, OSError) as error:
+        refuse(str(error))
     if options.dry_run:
         print_plan(options, lines)
         return 0
@@ -77,7 +101,7 @@ def run_work(options: SweepOptions, lines: Sequence[tuple[PlanEntry, TrialConfig
         return run_locked(options, store, lines)
 
 
-def lines_to_keep(plan: Sequence[PlanEntry], lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> list[PlanEntry]:
+def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry]:
     """Return the lines of an earlier plan that stay beside the new `lines`: those of studies that `lines` do not plan anew.
 
     Searches and what is outside any study belong to `run_pairs.py`, which plans them whole each time.
@@ -91,43 +115,59 @@ def lines_to_keep(plan: Sequence[PlanEntry], lines: Sequence[tuple[PlanEntry, Tr
     return [entry for entry in plan if place(entry) not in planned]
 
 
-def run_locked(options: SweepOptions, store: ResultStore, lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> int:
+def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> int:
     """Run the sweep while this process holds the folder's lock."""
     from hsakd.data import load_dataset  # torch is imported from here on, not for --help or --dry-run
-    from sweeps.engine import EngineOptions, NoGpus, run_schedule
+    from hsakd.training.trial import git_commit
+    from sweeps.engine import EngineOptions, Unfit, run_schedule
+    from sweeps.sharing import TeacherSource
 
     out = store.root
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
+    source = TeacherSource(ResultStore(options.teachers_from.resolve()), store) if options.teachers_from is not None else None
+
+    def finished(config: TrialConfig) -> TrialRecord | None:
+        record = store.finished(config.trial_id)
+        return source.adopt(config) if record is None and source is not None else record
+
     try:
         kept = lines_to_keep(store.read_plan(), lines)
-        schedule = Schedule(options, store, lambda config: store.finished(config.trial_id), lines=lines, kept=kept)
-        load_dataset(schedule.factory.data, data_dir, download=options.download)
+        import_files(teacher_files(options).values(), store)
+        schedule = Schedule(options, store, finished, lines=lines, kept=kept)
+        if options.address is None or options.download:  # a cluster's nodes are checked one by one
+            load_dataset(schedule.factory.data, data_dir, download=options.download)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     engine = EngineOptions(
         out=out,
         gpus=options.gpus,
-        trials_per_gpu=options.trials_per_gpu,
+        packing=packing_of(options),
         threads=options.threads,
         max_failures=options.max_failures,
         reuses_workers=PRESETS[options.preset].reuses_workers,
         address=options.address,
+        has_dashboard=options.dashboard,
         requires_gpus=options.require_gpus,
+        time_limit_seconds=parse_time(options.time_limit),
+        keep_checkpoints=options.keep_checkpoints,
+        data=schedule.factory.data,
         run=os.environ.get(RUN_VARIABLE, DEFAULT_RUN),
         context={
             "data_dir": data_dir,
             "device": "cuda" if options.gpus else "cpu",
             "num_threads": options.threads,
             "checkpoint_minutes": options.checkpoint_minutes,
-            "keep_checkpoints": options.keep_checkpoints,
             "bank_dir": options.bank_dir.resolve() if options.bank_dir is not None else None,
             "bank_budget_bytes": None if options.bank_budget is None else int(options.bank_budget * 1e9),
+            "git_commit": git_commit(),
         },
     )
     try:
         with SweepView(schedule) as view, epoch_logs(options, schedule):
+            for line in source.news if source is not None else ():
+                view.say(line)
             run_schedule(schedule, engine, view.say)
-    except NoGpus as error:
+    except Unfit as error:
         refuse(str(error))
     return conclude(options, schedule)
 
@@ -151,6 +191,8 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     for path in sorted((schedule.store.root / "set_aside").glob("*")):
         print(f"set aside as unreadable, its trial is done again: {path}", file=sys.stderr)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    for sentence in filter(None, map(doubt, schedule.done.values())):
+        print(f"note: {sentence}", file=sys.stderr)
     if schedule.is_complete:
         print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0

@@ -4,14 +4,18 @@ import importlib.metadata
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from hsakd.config import NumericsConfig, TrialConfig
 from hsakd.data.datasets import Dataset, load_dataset
@@ -30,7 +34,7 @@ Report = Callable[[EpochMetrics], None]
 
 
 class MissingTeacher(ValueError):
-    """A trial's teacher or backbone has no finished weights in the result folder."""
+    """A trial's teacher or backbone has no finished weights in the result folder, or had damaged ones, now set aside."""
 
 
 class TrialOutOfMemory(RuntimeError):
@@ -42,7 +46,8 @@ class RunContext:
     """Where and with what a trial runs; nothing here changes its numbers.
 
     `bank_dir` and `bank_budget_bytes` are for teacher predictions (None: the defaults of `hsakd.training.bank`). `keep_checkpoints`
-    "all" keeps resume files of finished trials, "last" and "teachers" delete them.
+    "all" keeps resume files of finished trials, "last" their final weights only, "none" neither (for trials that nobody's teacher is).
+    `git_commit` None asks git (a node that got the code through Ray has no checkout).
     """
 
     store: ResultStore
@@ -54,7 +59,8 @@ class RunContext:
     bank_dir: Path | None = None
     bank_budget_bytes: int | None = None
     attempt: int = 1
-    keep_checkpoints: str = "last"
+    keep_checkpoints: Literal["all", "last", "none"] = "last"
+    git_commit: str | None = None
 
 
 def run_trial(
@@ -78,7 +84,7 @@ def run_trial(
     """
     store = context.store
     done = store.finished(config.trial_id)
-    if done is not None:
+    if done is not None and (done.has_weights or done.status != "complete" or context.keep_checkpoints == "none"):
         return done
     torch.set_num_threads(context.num_threads)
     _set_determinism(config.numerics)
@@ -96,31 +102,25 @@ def run_trial(
             attempt=context.attempt,
         )
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest = ""
     if accuracy is not None:
-        save_weights(network, store.weights_path(config.trial_id), layout="ours")
+        if context.keep_checkpoints != "none":
+            store.checkpoint_dir(config.trial_id).mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
+            save_weights(network, store.weights_path(config.trial_id), layout="ours")
         weights_digest = weights_sha256(network)
-    teacher = config.teacher
     best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
     with_val = [row for row in epochs if row.top1_val is not None]
     best_val = max(with_val, key=lambda row: (row.top1_val or 0.0, -row.epoch), default=None)
-    record = TrialRecord(
-        trial_id=config.trial_id,
+    record = TrialRecord.of(
+        config,
         status="complete" if accuracy is not None else "diverged",
         error="" if accuracy is not None else f"loss is not finite at step {fit_result.diverged_step}",
         attempts=context.attempt,
-        role=config.role,
-        network=config.network,
-        dataset=config.data.dataset,
-        seed=config.seed,
-        terms="+".join(name for name, _ in config.objective.terms),
-        teacher_network=teacher.network if teacher is not None else "",
-        teacher_regime=config.teacher_regime,
-        teacher_trial_id=teacher.trial_id if teacher is not None else "",
-        num_epochs=config.optim.epochs,
         epochs_done=len(epochs),
         top1_last=accuracy.top1 if accuracy is not None else None,
         top5_last=accuracy.top5 if accuracy is not None else None,
@@ -144,19 +144,21 @@ def run_trial(
         bank_hits=sum(row.bank_hits for row in epochs),
         bank_misses=sum(row.bank_misses for row in epochs),
         weights_sha256=weights_digest,
-        teacher_weights_sha256=_weights_digest(store, teacher),
+        has_weights=accuracy is not None and context.keep_checkpoints != "none",
+        teacher_weights_sha256=_weights_digest(store, config.teacher),
         device=device.type,
         device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         num_threads=context.num_threads,
         versions=_versions(),
-        git_commit=_git_commit(),
+        git_commit=git_commit() if context.git_commit is None else context.git_commit,
         started_at=started_at.isoformat(timespec="seconds"),
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        config_json=config.to_json(),
     )
     store.write_trial(record, epochs)
     if context.keep_checkpoints != "all":
         (store.checkpoint_dir(config.trial_id) / RESUME_FILE).unlink(missing_ok=True)
+    if context.keep_checkpoints == "none":
+        shutil.rmtree(store.checkpoint_dir(config.trial_id), ignore_errors=True)
     return record
 
 
@@ -191,9 +193,9 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
         initialization=config.numerics.initialization,
     )
     if config.imported_sha256 is not None:
-        load_weights(network, store.root / "imported" / f"{config.imported_sha256}.safetensors")
+        load_weights(network, store.imported_path(config.imported_sha256))
     if config.backbone is not None:
-        load_weights(network, _required_weights(store, config.backbone))
+        _load_required_weights(network, store, config.backbone)
         network.freeze_backbone()
     return network.double() if config.numerics.precision == "float64" else network
 
@@ -203,11 +205,10 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
     objective = Objective.from_config(config.objective)
     if config.teacher is None or not objective.reads_teacher:
         return None
-    weights = _required_weights(context.store, config.teacher)
     teacher = create_network(
         config.teacher.network, num_classes=dataset.num_classes, num_rotations=config.num_rotations, taps=config.teacher.taps
     )
-    load_weights(teacher, weights)
+    _load_required_weights(teacher, context.store, config.teacher)
     if config.numerics.precision == "float64":
         teacher = teacher.double()
     taps = config.taps if config.taps is not None else teacher.taps
@@ -226,13 +227,20 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
     )
 
 
-def _required_weights(store: ResultStore, requirement: TrialConfig) -> Path:
+def _load_required_weights(network: HierarchicalNet, store: ResultStore, requirement: TrialConfig) -> None:
+    """Load a finished trial's weights; a file that can't be read, or isn't what the trial recorded, is set aside."""
     path = store.weights_path(requirement.trial_id)
-    if store.finished(requirement.trial_id) is None or not path.exists():
-        raise MissingTeacher(
-            f"trial {requirement.trial_id} ({requirement.network}, {requirement.role}) has no finished weights in {store.root}"
-        )
-    return path
+    subject = f"trial {requirement.trial_id} ({requirement.network}, {requirement.role})"
+    record = store.finished(requirement.trial_id)
+    if record is None or not path.exists():
+        raise MissingTeacher(f"{subject} has no finished weights in {store.root}")
+    try:
+        is_intact = weights_sha256(load_file(path)) == record.weights_sha256
+    except (SafetensorError, OSError):
+        is_intact = False
+    if not is_intact:
+        raise MissingTeacher(f"{subject} had damaged weights, moved to {store.set_aside(path)}")
+    load_weights(network, path)
 
 
 def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:
@@ -247,6 +255,11 @@ def _set_determinism(numerics: NumericsConfig) -> None:
     torch.use_deterministic_algorithms(numerics.deterministic)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or, as a plain RuntimeError of PyTorch's allocator, the host has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
@@ -255,10 +268,13 @@ def _peak_memory_bytes(device: torch.device) -> int:
 
 def _versions() -> dict[str, str]:
     packages = ("torch", "numpy", "torchvision", "hsakd-sweeper")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    found = {
+        name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages
+    }  # a node may have got ours through Ray
+    return {"python": platform.python_version(), **{name: entry.version for name, entry in found.items() if entry is not None}}
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """Return the commit of the source tree, with "+" where tracked files differ; empty outside a checkout."""
     folder = Path(__file__).parent
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}

@@ -12,7 +12,8 @@ from pathlib import Path
 from hsakd.config import TrialConfig
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
-from sweeps.schedule import Schedule, cost_of
+from sweeps.cost import cost_of
+from sweeps.schedule import Schedule
 
 SLOTS = 16
 

@@ -5,10 +5,11 @@ import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
-from hsakd.training.trial import RunContext, TrialInterrupted
+from hsakd.training.trial import RunContext, TrialInterrupted, TrialOutOfMemory
 
 
 def accuracy(config: TrialConfig, epoch: int) -> float:
@@ -23,12 +24,13 @@ def run(
     should_stop: Callable[[], bool] | None = None,
 ) -> TrialRecord:
     store, own_id = context.store, config.trial_id
-    finished = store.read_trial(own_id)
-    if finished is not None and finished.status == "complete":
+    finished = store.finished(own_id)
+    if finished is not None:
         return finished
     folder = store.checkpoint_dir(own_id)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"pid.{os.getpid()}").touch()
+    note_placement(store.root, config)
     if config.network == os.environ.get("STAND_IN_POISON"):
         raise RuntimeError("poisoned")
     position = folder / "position.json"
@@ -43,22 +45,50 @@ def run(
         if report is not None:
             report(row(config, epoch))
     epochs = [row(config, epoch) for epoch in range(config.optim.epochs)]
-    store.weights_path(own_id).write_bytes(own_id.encode())
-    record = TrialRecord(
-        trial_id=own_id,
+    if context.keep_checkpoints != "none":
+        store.weights_path(own_id).write_bytes(own_id.encode())
+    record = TrialRecord.of(
+        config,
         status="complete",
-        role=config.role,
-        network=config.network,
-        dataset=config.data.dataset,
-        seed=config.seed,
-        num_epochs=config.optim.epochs,
         epochs_done=config.optim.epochs,
         top1_last=accuracy(config, config.optim.epochs),
         top1_val=epochs[-1].top1_val,
-        config_json=config.to_json(),
+        has_weights=context.keep_checkpoints != "none",
     )
     store.write_trial(record, epochs)
     return record
+
+
+def note_placement(out: Path, config: TrialConfig) -> None:
+    """Leave behind where the attempt ran and with what."""
+    import ray
+    from ray import tune
+
+    resources = tune.get_context().get_trial_resources()
+    place = {
+        "trial_id": config.trial_id,
+        "network": config.network,
+        "node": ray.get_runtime_context().get_node_id(),
+        "gpu": 0.0 if resources is None else resources.required_resources.get("GPU", 0.0),
+        "keys": 0 if resources is None else len(resources.required_resources),
+    }
+    folder = out / "placements"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{time.time_ns()}-{config.trial_id}.json").write_text(json.dumps(place))
+
+
+def out_of_memory(config: TrialConfig, context: RunContext, **more: object) -> TrialRecord:
+    """Like `run`, but one network never fits beside others, and another not even alone."""
+    import ray
+    from ray import tune
+
+    resources = tune.get_context().get_trial_resources()
+    is_alone = resources is not None and resources.required_resources.get("GPU", 0.0) == 1
+    never_fits = config.network == os.environ.get("STAND_IN_TOO_BIG") and config.seed == 0
+    if never_fits or (config.network == "resnet14" and not is_alone):
+        note_placement(context.store.root, config)
+        raise TrialOutOfMemory(f"trial {config.trial_id} on {ray.get_gpu_ids()}: CUDA out of memory")
+    return run(config, context, **more)  # type: ignore[arg-type]
 
 
 def row(config: TrialConfig, epoch: int) -> EpochMetrics:

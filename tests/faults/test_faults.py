@@ -1,9 +1,11 @@
 """Bad days with real Ray processes: each ends as an undisturbed sweep does, and nothing finished is repeated."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ ARGUMENTS = ["--preset", "digits", "--gpus", "0", "--pairs", "resnet14-resnet8_h
 ARGUMENTS += ["--methods", "Student", "HSAKD*", "HSAKD-tuned"]
 
 
-def start(out: Path, *more: str, seconds: float = 0.3, **environment: str) -> "subprocess.Popen[str]":
+def start(out: Path, *more: str, seconds: float = 0.3, is_group: bool = False, **environment: str) -> "subprocess.Popen[str]":
     """Start the main command with stand-in trials of 2 * `seconds` each."""
     paths = {
         "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
@@ -32,17 +34,19 @@ def start(out: Path, *more: str, seconds: float = 0.3, **environment: str) -> "s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=is_group,
     )
 
 
-def wait_for(found: Callable[[], list[Path]], driver: "subprocess.Popen[str]", seconds: float = 120) -> list[Path]:
+def wait_for(found: Callable[[], list[Path]], driver: "subprocess.Popen[str]", seconds: float = 300) -> list[Path]:
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         if paths := found():
             return paths
         assert driver.poll() is None, driver.communicate()
         time.sleep(0.05)
-    raise AssertionError("nothing happened")
+    driver.terminate()
+    raise AssertionError(("nothing happened", driver.communicate(timeout=120)))
 
 
 def reported(out: Path) -> dict[tuple[str, str, int], float | None]:
@@ -131,3 +135,114 @@ def test_a_poisoned_trial_is_given_up_recorded_and_named(tmp_path: Path) -> None
     assert {record.network for record in failed} == {"resnet14"}
     assert all(record.attempts == 1 or "poisoned" in record.error for record in failed)
     assert all(record.trial_id in errors for record in failed)
+
+
+def real(out: Path, *more: str) -> "subprocess.Popen[str]":
+    """Start the main command with real trainings on digits."""
+    line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--out", str(out), "--preset", "digits", "--gpus", "0"]
+    chosen = ["--pairs", "resnet14-resnet8_half", "--seeds", "1", "--epochs", "3", "--methods", "Student", "HSAKD*"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*line, *chosen, *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def table(out: Path, folder: Path) -> bytes:
+    """The table as the analysis writes it."""
+    line = [sys.executable, str(ROOT / "analysis" / "build.py"), str(out), "--out", str(folder)]
+    subprocess.run(line, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300)
+    return (folder / "table1.md").read_bytes()
+
+
+def workers_of(driver: "subprocess.Popen[str]") -> list[int]:
+    """The processes in which trials run, among the driver's descendants."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+
+    def is_ours(pid: int) -> bool:
+        return pid == driver.pid or (pid in parents and is_ours(parents[pid]))
+
+    return [pid for pid in parents if pid != driver.pid and "ImplicitFunc" in names.get(pid, "") and is_ours(pid)]
+
+
+@pytest.mark.slow
+def test_real_trainings_end_in_the_same_table_after_a_killed_worker_and_broken_checkpoints(tmp_path: Path) -> None:
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    calm = real(undisturbed)
+    output = calm.communicate(timeout=400)
+    assert calm.returncode == 0, output
+    driver = real(out)
+    wait_for(lambda: list(out.glob("checkpoints/*/resume.pt")), driver)
+    for pid in workers_of(driver):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: list(out.glob("trials/*.parquet")), driver, 300)
+    wait_for(lambda: list(out.glob("checkpoints/*/resume.pt")), driver, 300)
+    driver.send_signal(signal.SIGINT)
+    output = driver.communicate(timeout=300)
+    assert driver.returncode == 130, output
+    assert "is tried again" in output[0]
+    broken = sorted(out.glob("checkpoints/*/resume.pt"))
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:1000])
+    again = real(out)
+    output = again.communicate(timeout=400)
+    assert again.returncode == 0, output
+    assert table(out, tmp_path / "a") == table(undisturbed, tmp_path / "b")
+    assert not broken or list((out / "set_aside").iterdir())
+
+
+@pytest.mark.slow
+def test_a_deleted_checkpoint_costs_its_progress_only(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    driver = start(out)
+    wait_for(lambda: list(out.glob("checkpoints/*/position.json")), driver)
+    driver.send_signal(signal.SIGINT)
+    output = driver.communicate(timeout=200)
+    assert driver.returncode == 130, output
+    for path in out.glob("checkpoints/*/position.json"):
+        if not (path.parent / "weights.safetensors").exists():
+            path.unlink()
+    again = start(out, seconds=0)
+    output = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    check_complete(out, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_sweep_tidily_and_it_goes_on_when_there_is_room(tmp_path: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=220k", "none", str(out)], capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can't be mounted here")
+    try:
+        driver = start(out, seconds=0)
+        output, errors = driver.communicate(timeout=300)
+        assert driver.returncode in (1, 130), output + errors
+        assert "No space left on device" in output + errors
+        assert "Traceback" not in output + errors
+        subprocess.run(["mount", "-o", "remount,size=50m", str(out)], check=True, capture_output=True)
+        again = start(out, seconds=0)
+        output, errors = again.communicate(timeout=300)
+        assert again.returncode == 0, output + errors
+        check_complete(out, undisturbed)
+    finally:
+        subprocess.run(["umount", str(out)], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_the_whole_group_stops_tidily_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    out, temporary = tmp_path / "out", Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
+    driver = start(out, TMPDIR=str(temporary), is_group=True)
+    wait_for(lambda: list(out.glob("trials/*.parquet")), driver)
+    tree = workers_of(driver)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+    output, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 130, output + errors
+    assert "go on with: python" in output
+    assert [path for path in temporary.iterdir() if path.name.startswith("hsakd-")] == []
+    shutil.rmtree(temporary)
+    assert not [pid for pid in tree if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith((".", "stop", "progress"))) == []

@@ -28,6 +28,10 @@ def command(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         (("--gpus", "1.5"), "1.5"),
         (("--epochs", "0"), "--epochs is 0"),
         (("--address", "ray://host:1"), "ray job submit"),
+        (("--address", "somewhere"), "HOST:PORT"),
+        (("--gpu-fraction", "resnet20=2"), "--gpu-fraction is resnet20=2"),
+        (("--time-limit", "soon"), "--time-limit is soon"),
+        (("--teachers-from", "/nowhere"), "--teachers-from"),
     ],
 )
 def test_bad_input_is_refused_with_status_2_and_without_a_traceback(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
@@ -58,3 +62,20 @@ def test_a_folder_without_a_sweep_is_refused_by_the_readers(name: str, tmp_path:
     result = command(name, str(tmp_path))
     assert result.returncode == 2
     assert "accepted" in result.stderr
+
+
+def test_help_and_plans_import_neither_torch_nor_ray() -> None:
+    modules = "run_pairs, status, check_study, pruning_report, run_trial"
+    code = f"import sys; from sweeps import {modules}; assert not {{'torch', 'ray', 'sklearn'}} & set(sys.modules), 'imported'"
+    result = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_dry_run_says_hours_makespan_disk_and_their_basis(tmp_path: Path) -> None:
+    plan = ("--preset", "paper", "--gpus", "16", "--out", str(tmp_path / "out"), "--dry-run", "--predictions", "bank")
+    result = command("run_pairs.py", *plan)
+    assert "345 trainings left, searches included" in result.stdout
+    assert "GPU-hours" in result.stdout
+    assert "h on 16 GPUs (basis: an assumed" in result.stdout
+    assert "GB of weights" in result.stdout
+    assert "disk of --bank-dir: at most" in result.stdout

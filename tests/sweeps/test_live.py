@@ -15,7 +15,11 @@ def test_the_view_shows_counts_best_accuracy_and_time_left(tmp_path: Path) -> No
     options = SweepOptions(out=tmp_path / "out", preset="digits", methods=("Student",), pairs=("resnet14-resnet8_half",))
     schedule = Schedule(options, ResultStore(options.out), lambda _: None)
     view = SweepView(schedule, is_terminal=False)
-    assert view.seconds_left() is None
+    schedule.forecast_seconds = 90.0 * 60
+    console = Console(width=120, file=(tmp_path / "first").open("w"))
+    with console.file:
+        console.print(view.render())
+    assert "time left not known yet" in (tmp_path / "first").read_text()
     for accuracy in (91.25, 90.5):
         config = schedule.next_trial()
         assert config is not None
@@ -31,10 +35,10 @@ def test_the_view_shows_counts_best_accuracy_and_time_left(tmp_path: Path) -> No
         )
         schedule.complete(config.trial_id, replace(record, top1_last=accuracy))
     assert view.best() == {("resnet14-resnet8_half", "Student"): 91.25}
-    assert view.seconds_left() == 0
     console = Console(width=120, record=True, quiet=False, file=(tmp_path / "screen").open("w"))
     with console.file:
         console.print(view.render())
     shown = (tmp_path / "screen").read_text()
     assert "2 done, 0 running, 0 waiting, 0 failed" in shown
+    assert "about 90 min left" in shown
     assert "91.25" in shown

@@ -27,6 +27,7 @@ def test_the_command_completes_and_running_it_again_trains_nothing(command) -> N
     assert {trial_id: store.trial_path(trial_id).stat().st_mtime_ns for trial_id in store.trial_ids()} == written
 
 
+@pytest.mark.slow
 def test_sigterm_stops_tidily_and_the_same_command_goes_on_to_the_same_results(command, tmp_path: Path) -> None:
     status, output = command.run_and_signal(signal.SIGTERM, "complete", *SMALL, epoch_seconds=0.3)
     assert status == 130, output
@@ -39,6 +40,7 @@ def test_sigterm_stops_tidily_and_the_same_command_goes_on_to_the_same_results(c
     assert command.results() == undisturbed.results()
 
 
+@pytest.mark.slow
 def test_sigkill_of_the_driver_loses_nothing_that_was_finished(command) -> None:
     status, _ = command.run_and_signal(signal.SIGKILL, "complete", *SMALL, epoch_seconds=0.3)
     assert status == -signal.SIGKILL

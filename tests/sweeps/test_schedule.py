@@ -198,3 +198,25 @@ def test_the_papers_plan_trains_each_distinct_teacher_once(tmp_path: Path) -> No
 def test_bad_options_are_one_sentence(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         SweepOptions(**{"out": tmp_path / "out", "preset": "digits", **changes})  # type: ignore[arg-type]
+
+
+def test_concurrent_trials_get_different_suggestions_and_none_is_left_running(tmp_path: Path) -> None:
+    schedule = fresh(tmp_path, trials=16, pairs=("resnet14-resnet8_half",), methods=("HSAKD-tuned",))
+    drain(schedule, slots=8)
+    search = schedule.searches["resnet14-resnet8_half"]
+    settings = [search.setting(number) for number in range(16)]
+    assert len(set(settings)) == 16
+    assert {trial.state.name for trial in search.study.get_trials()} == {"COMPLETE"}
+
+
+def test_a_trial_that_does_not_fit_the_time_left_gives_way_to_one_that_does(tmp_path: Path) -> None:
+    schedule = fresh(tmp_path, methods=("Student", "HSAKD*"), pairs=("resnet14-resnet8_half",))
+    first = schedule.next_trial(lambda config: config.role == "baseline")
+    assert first is not None
+    assert first.role == "baseline"
+    assert schedule.next_trial(lambda _: False) is None
+    second = schedule.next_trial()
+    assert second is not None
+    assert second.role == "teacher"
+    schedule.put_back(second.trial_id)
+    assert schedule.next_trial() == second

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# A Ray cluster of several nodes on this machine, a sweep on it, and nothing left behind:
+#   NODES=2 CPUS=4 GPUS=0 recipes/local_nodes.sh --preset digits --gpus 0 --out runs/local
+# NODES are started beside a head that runs no trials; CPUS and GPUS are of each node. Every node is a process group of this script.
+set -eu
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python}
+ray=${RAY:-ray}
+port=${PORT:-$((20000 + $$ % 20000))}
+address="127.0.0.1:$port"
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0
+temporary=$(mktemp -d -t hsakd-nodes-XXXXXX)
+nodes=()
+driver=
+
+stop_nodes() {
+    for node in "${nodes[@]}"; do kill -TERM "$node" 2>/dev/null || true; done
+    for node in "${nodes[@]}"; do wait "$node" 2>/dev/null || true; done
+    rm -rf "$temporary"
+}
+trap stop_nodes EXIT
+trap '[ -n "$driver" ] && kill -TERM "$driver"' INT TERM
+
+start_node() {
+    "$ray" start --block --node-ip-address 127.0.0.1 --object-store-memory $((100 * 1024 * 1024)) "$@" >>"$temporary/nodes.log" 2>&1 &
+    nodes+=("$!")
+}
+
+start_node --head --port "$port" --num-cpus 0 --num-gpus 0 --include-dashboard false --temp-dir "$temporary/ray"
+until "$ray" status --address "$address" >/dev/null 2>&1; do
+    kill -0 "${nodes[0]}" || { cat "$temporary/nodes.log" >&2; exit 1; }
+    sleep 1
+done
+for _ in $(seq "${NODES:-2}"); do
+    start_node --address "$address" --num-cpus "${CPUS:-2}" --num-gpus "${GPUS:-0}"
+done
+
+"$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &
+driver=$!
+status=0
+while kill -0 "$driver" 2>/dev/null; do wait "$driver" && status=0 || status=$?; done
+exit "$status"

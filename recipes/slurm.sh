@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=hsakd
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@600
+# A sweep on the nodes of one Slurm job, requeued until it is complete:
+#   sbatch recipes/slurm.sh --preset paper --gpus 16 --data-dir /shared/data --out /shared/runs/paper --time-limit 23:40:00
+# Ten minutes before the job's end (USR1), or when it is cancelled (TERM), trials checkpoint and the driver ends with status 130: then, and
+# only then, the job is requeued. A failed trial (status 1) or bad input (2) needs a person.
+set -u
+here=${HSAKD_HOME:-$SLURM_SUBMIT_DIR}
+python=${PYTHON:-python}
+ray=${RAY:-ray}
+port=$((20000 + SLURM_JOB_ID % 20000))
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0
+
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts[0]}
+address="$head:$port"
+steps=()
+driver=
+is_cancelled=
+
+stop_nodes() {
+    for step in "${steps[@]}"; do kill -TERM "$step" 2>/dev/null; done
+    for step in "${steps[@]}"; do wait "$step" 2>/dev/null; done
+}
+trap stop_nodes EXIT
+trap '[ -n "$driver" ] && kill -TERM "$driver"' USR1
+trap 'is_cancelled=yes; [ -n "$driver" ] && kill -TERM "$driver"' TERM
+
+srun --nodes=1 --ntasks=1 --nodelist="$head" \
+    "$ray" start --block --head --port "$port" --node-ip-address "$head" --include-dashboard false &
+steps+=("$!")
+until "$ray" status --address "$address" >/dev/null 2>&1; do
+    kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head did not start on $head" >&2; exit 1; }
+    sleep 2
+done
+if [ "${#hosts[@]}" -gt 1 ]; then
+    srun --nodes=$((${#hosts[@]} - 1)) --ntasks=$((${#hosts[@]} - 1)) --exclude="$head" "$ray" start --block --address "$address" &
+    steps+=("$!")
+fi
+
+"$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &
+driver=$!
+status=0
+while kill -0 "$driver" 2>/dev/null; do wait "$driver" && status=0 || status=$?; done
+if [ "$status" = 130 ] && [ -z "$is_cancelled" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,36 @@
+"""What is left of attempts that raised: one text file per trial in `<out>/errors/`, data for the driver's record of the trial."""
+
+import traceback
+
+from hsakd.records import ResultStore
+
+ATTEMPT_MARK = "=== attempt"
+OUT_OF_MEMORY = "TrialOutOfMemory"
+NO_WORD = "the worker process died without a word (killed, or its node was lost)"
+
+
+def note_error(store: ResultStore, trial_id: str, attempt: int, error: BaseException) -> None:
+    """Append an attempt's error and traceback; a folder that can't be written is no second error."""
+    path = store.errors_path(trial_id)
+    trace = "".join(traceback.format_exception(error))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{ATTEMPT_MARK} {attempt}: {type(error).__name__}: {error}\n{trace}\n")
+    except OSError:
+        return
+
+
+def read_errors(store: ResultStore, trial_id: str) -> list[str]:
+    """Return the attempts that raised, oldest first, each "N: Name: text" and its traceback."""
+    path = store.errors_path(trial_id)
+    try:
+        text = path.read_text(errors="replace") if path.exists() else ""
+    except OSError:
+        return []
+    return [part.strip() for part in text.split(ATTEMPT_MARK)[1:]]
+
+
+def ran_out_of_memory(error: str) -> bool:
+    """Whether an attempt ended because the device's memory did not suffice."""
+    return OUT_OF_MEMORY in error.partition("\n")[0]

@@ -1,0 +1,203 @@
+"""What a sweep will take, before it runs: GPU-hours, the makespan on N GPUs, disk. A virtual clock over the work-list; starts nothing."""
+
+import heapq
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from hsakd.bank_size import VIEW_FACTS, bank_bytes
+from hsakd.config import TrialConfig
+from hsakd.records import ResultStore
+from sweeps.cli import SweepOptions
+from sweeps.cost import CostModel
+from sweeps.networks import network_facts
+from sweeps.packing import Packing
+from sweeps.presets import PRESETS
+from sweeps.schedule import TUNED, WorkLines
+from sweeps.worklist import TrialFactory, num_search_trials, num_train_images, pairs_of, seeds_of
+
+WEIGHT_BYTES = 4
+STATES_PER_RESUME_FILE = 2  # weights and their momentum
+
+
+@dataclass(slots=True)
+class Job:
+    """A trial, or a barrier (no seconds) of a search; `needs` are names of jobs that come before it."""
+
+    name: str
+    seconds: float
+    share: float
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """`slot_hours` are GPU-hours, or hours of a CPU slot where no GPU is asked for; disk is in bytes, `bank_bytes` per node."""
+
+    num_trials: int
+    slot_hours: float
+    makespan_hours: float
+    weights_bytes: int
+    resume_bytes: int
+    bank_bytes: int
+
+
+def unique_trials(lines: WorkLines) -> dict[str, TrialConfig]:
+    """Return every trial of the work-list with its requirements, by id, requirements first."""
+    trials: dict[str, TrialConfig] = {}
+
+    def add(trial_id: str, config: TrialConfig) -> None:
+        if trial_id not in trials:
+            for needed in config.requirements():
+                add(needed.trial_id, needed)
+            trials[trial_id] = config
+
+    for entry, config in lines:
+        add(entry.trial_id, config)
+    return trials
+
+
+def searched_trials(options: SweepOptions) -> int:
+    """Return at most how many trainings a pair's search, its confirmations and its winner add to what is known."""
+    top_k = options.top_k if options.top_k is not None else PRESETS[options.preset].top_k
+    return num_search_trials(options) + (1 + top_k) * (len(seeds_of(options)) - 1) + len(seeds_of(options))
+
+
+def forecast(
+    options: SweepOptions, trials: dict[str, TrialConfig], done: Iterable[str], cost: CostModel, packing: Packing, num_slots: int
+) -> Forecast:
+    """Return what the trials that are not `done` take, searches counted as if all of their trainings ran to the end.
+
+    `num_slots` are GPUs, or trials at once on the CPU. Throughput that has been measured is of trials packed as they were; where none
+    has, sharing a GPU is taken to slow trials in proportion.
+    """
+
+    def job(name: str, config: TrialConfig, needs: tuple[str, ...]) -> Job:
+        share = packing.share(config.network) if options.gpus else 1.0
+        seconds = cost.seconds(config)
+        return Job(name, seconds if cost.num_measured else seconds / share, share, needs)
+
+    is_done = set(done)
+    jobs = [
+        job(trial_id, config, tuple(needed.trial_id for needed in config.requirements()))
+        for trial_id, config in trials.items()
+        if trial_id not in is_done
+    ]
+    searched = list(_searched(options, job)) if TUNED in options.methods else []
+    everything = [*trials.values(), *(config for config, _ in searched)]
+    jobs += [item for _, item in searched]
+    jobs = [Job(item.name, item.seconds, item.share, tuple(n for n in item.needs if n not in is_done)) for item in jobs]
+    num_running = max(1, num_slots * (packing.most_per_gpu() if options.gpus else 1))
+    return Forecast(
+        num_trials=sum(item.seconds > 0 for item in jobs),
+        slot_hours=sum(item.seconds * item.share for item in jobs) / 3600,
+        makespan_hours=makespan(jobs, max(1, num_slots)) / 3600,
+        weights_bytes=_weights_bytes(options, everything),
+        resume_bytes=_resume_bytes(options, everything, num_running),
+        bank_bytes=sum(bank_needs(everything).values()),
+    )
+
+
+def _searched(options: SweepOptions, job: Callable[[str, TrialConfig, tuple[str, ...]], Job]) -> Iterable[tuple[TrialConfig, Job]]:
+    """Yield each pair's searched trainings: all trials, then all confirmations, then the winner's seeds, barriers between them."""
+    factory = TrialFactory(options)
+    num_seeds = len(seeds_of(options))
+    for pair in pairs_of(options):
+        teacher = factory.joint_teacher(pair.teacher, 0, for_search=True)
+        full_teacher = factory.joint_teacher(pair.teacher, 0)
+        searched, reported = factory.hsakd(pair, 0, teacher), factory.hsakd(pair, 0, full_teacher)
+        num_confirmations = searched_trials(options) - num_search_trials(options) - num_seeds
+        before: tuple[str, ...] = (teacher.trial_id,)
+        stages = (
+            ("search", num_search_trials(options), searched),
+            ("confirm", num_confirmations, searched),
+            ("report", num_seeds, reported),
+        )
+        for stage, count, config in stages:
+            names = [f"{pair.name}/{stage}/{number}" for number in range(count)]
+            for name in names:
+                needs = (*before, full_teacher.trial_id) if stage == "report" else before
+                yield config, job(name, config, needs)
+            before = (f"{pair.name}/{stage}",)
+            yield config, Job(before[0], 0.0, 0.0, tuple(names))
+
+
+def makespan(jobs: list[Job], num_slots: int) -> float:
+    """Return when the last job ends, in seconds: the longest remaining path first, on `num_slots` GPUs that jobs share by their shares."""
+    by_name = {item.name: item for item in jobs}
+    missing = {item.name: sum(needed in by_name for needed in item.needs) for item in jobs}
+    dependants: dict[str, list[str]] = {}
+    for item in jobs:
+        for needed in item.needs:
+            dependants.setdefault(needed, []).append(item.name)
+    paths: dict[str, float] = {}
+
+    def path(name: str) -> float:
+        if name not in paths:
+            paths[name] = by_name[name].seconds + max((path(after) for after in dependants.get(name, [])), default=0.0)
+        return paths[name]
+
+    ready = [(-path(name), name) for name, count in missing.items() if count == 0]
+    heapq.heapify(ready)
+    ends: list[tuple[float, str]] = []
+    clock, free = 0.0, float(num_slots)
+    while ready or ends:
+        while ready and by_name[ready[0][1]].share <= free + 1e-9:
+            item = by_name[heapq.heappop(ready)[1]]
+            free -= item.share
+            heapq.heappush(ends, (clock + item.seconds, item.name))
+        clock, name = heapq.heappop(ends)
+        free += by_name[name].share
+        for after in dependants.get(name, []):
+            missing[after] -= 1
+            if missing[after] == 0:
+                heapq.heappush(ready, (-path(after), after))
+    return clock
+
+
+def weights_bytes_of(config: TrialConfig) -> int:
+    """Return the size of a trial's final weights."""
+    facts = network_facts(config.network)
+    taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
+    return WEIGHT_BYTES * (facts.parameters + sum(facts.branch_parameters[tap - 1] for tap in taps))
+
+
+def _weights_bytes(options: SweepOptions, trials: list[TrialConfig]) -> int:
+    needed = {requirement.trial_id for config in trials for requirement in config.requirements()}
+    kept = [config for config in trials if options.keep_checkpoints != "teachers" or config.trial_id in needed or config.role == "teacher"]
+    return sum(weights_bytes_of(config) for config in kept)
+
+
+def _resume_bytes(options: SweepOptions, trials: list[TrialConfig], num_running: int) -> int:
+    sizes = sorted((STATES_PER_RESUME_FILE * weights_bytes_of(config) for config in trials), reverse=True)
+    return sum(sizes if options.keep_checkpoints == "all" else sizes[:num_running])
+
+
+def bank_needs(trials: Iterable[TrialConfig]) -> dict[tuple[str, int], int]:
+    """Return the size in bytes of each full teacher bank by teacher and rotations, if a node has students of all of them."""
+    sizes: dict[tuple[str, int], int] = {}
+    for config in trials:
+        terms = {name for name, _ in config.objective.terms}
+        if config.teacher is None or config.numerics.teacher_predictions != "bank" or config.data.dataset not in VIEW_FACTS:
+            continue
+        facts, num_rotations = VIEW_FACTS[config.data.dataset], config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
+        num_taps = network_facts(config.network).num_branches if config.taps is None else len(config.taps)
+        size = bank_bytes(
+            num_train_images(config),
+            facts.num_views,
+            num_rotations,
+            facts.num_classes,
+            num_taps if "kl_q" in terms else 0,
+            config.numerics.bank_dtype,
+        )
+        key = (config.teacher.trial_id, num_rotations)
+        sizes[key] = max(size, sizes.get(key, 0))
+    return sizes
+
+
+def read_done(store: ResultStore, trials: dict[str, TrialConfig], cost: CostModel) -> set[str]:
+    """Return the ids of trials that need no more work, and let the cost model learn from them."""
+    found = [store.peek_trial(trial_id) for trial_id in store.trial_ids() if trial_id in trials]
+    records = [record for record in found if record is not None and store.is_finished(record)]
+    for record in records:
+        cost.observe_record(record)
+    return {record.trial_id for record in records}

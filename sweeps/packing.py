@@ -1,0 +1,44 @@
+"""How much of a GPU a trial gets: a share per network, smaller networks sharing one; out of memory makes it larger."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sweeps.networks import is_network
+
+
+@dataclass(kw_only=True, slots=True)
+class Packing:
+    """`1 / trials_per_gpu` of a GPU for every network but those of `fractions`; `alone` are trials that get a whole one."""
+
+    trials_per_gpu: int = 1
+    fractions: dict[str, float] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+
+    def share(self, network: str, trial_id: str = "") -> float:
+        """Return the part of a GPU that a trial of `network` reserves."""
+        return 1.0 if trial_id in self.alone else self.fractions.get(network, 1 / self.trials_per_gpu)
+
+    def loosen(self, network: str) -> float:
+        """Let one trial of `network` less share a GPU from now on; return its new share."""
+        together = max(1, int(1 / self.share(network) + 1e-9) - 1)
+        self.fractions[network] = 1 / together
+        return self.fractions[network]
+
+    def most_per_gpu(self) -> int:
+        """Return the most trials that may share a GPU."""
+        return max(int(1 / share + 1e-9) for share in (1 / self.trials_per_gpu, *self.fractions.values()))
+
+
+def parse_fractions(texts: Sequence[str]) -> dict[str, float]:
+    """Return shares by network from NETWORK=FRACTION texts; raises ValueError naming the first that is not one."""
+    shares = {}
+    for text in texts:
+        network, _, number = text.partition("=")
+        try:
+            share = float(number)
+        except ValueError:
+            share = 0.0
+        if not is_network(network) or not 0 < share <= 1:
+            raise ValueError(f"--gpu-fraction is {text}; accepted: NETWORK=FRACTION, a known network and a number above 0, at most 1")
+        shares[network] = share
+    return shares

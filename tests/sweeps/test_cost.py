@@ -1,0 +1,147 @@
+"""Prices: an assumed throughput first, then what results have shown, the network's and kind's own before others'."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hsakd.bank_size import VIEW_FACTS
+from hsakd.config import NumericsConfig
+from hsakd.data.datasets import DATASETS
+from hsakd.records import ResultStore, TrialRecord
+from sweeps.cli import SweepOptions
+from sweeps.cost import ASSUMED_RATES, CostModel, cost_of
+from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, unique_trials
+from sweeps.packing import Packing, parse_fractions
+from sweeps.schedule import Schedule
+from sweeps.worklist import Pair, TrialFactory, known_work
+
+
+def paper(**changes: object) -> SweepOptions:
+    return SweepOptions(out=Path("absent"), preset="paper", gpus=16, **changes)  # type: ignore[arg-type]
+
+
+def record(config, seconds: float, device: str = "cuda") -> TrialRecord:
+    return TrialRecord.of(config, status="complete", epochs_done=config.optim.epochs, total_seconds=seconds, device=device)
+
+
+def test_prices_are_assumed_until_something_was_measured() -> None:
+    config = TrialFactory(paper()).baseline("resnet20", 0)
+    model = CostModel("cuda")
+    assert model.seconds(config) == pytest.approx(cost_of(config) / ASSUMED_RATES["cuda"])
+    assert "assumed" in model.describe()
+    model.observe_record(record(config, 100.0, device="cpu"))
+    assert model.num_measured == 0
+    model.observe_record(record(config, 100.0))
+    assert model.seconds(config) == pytest.approx(100.0)
+    assert "measured on 1 trials" in model.describe()
+
+
+def test_a_networks_own_throughput_counts_more_than_others() -> None:
+    factory, model = TrialFactory(paper()), CostModel("cuda")
+    fast, slow = factory.baseline("resnet20", 0), factory.baseline("wrn_40_2", 0)
+    for seed in range(4):
+        model.observe_record(record(factory.baseline("resnet20", seed), 100.0))
+        model.observe_record(record(factory.baseline("wrn_40_2", seed), cost_of(slow) / cost_of(fast) * 400.0))
+    assert 100 <= model.seconds(fast) < 120
+    assert model.seconds(slow) / cost_of(slow) > 3 * model.seconds(fast) / cost_of(fast)
+    unknown = factory.baseline("vgg13_bn", 0)
+    assert model.seconds(fast) / cost_of(fast) < model.seconds(unknown) / cost_of(unknown) < model.seconds(slow) / cost_of(slow)
+
+
+def test_a_part_of_a_training_prices_the_whole_and_the_record_replaces_it() -> None:
+    config, model = TrialFactory(paper()).baseline("resnet20", 0), CostModel("cuda")
+    model.observe(config, 10.0, 24)
+    assert model.seconds(config) == pytest.approx(100.0)
+    model.observe_record(record(config, 130.0))
+    assert model.num_measured == 1
+    assert model.seconds(config) == pytest.approx(130.0)
+
+
+def test_measured_throughput_changes_what_starts_first(tmp_path: Path) -> None:
+    options = SweepOptions(out=tmp_path, preset="digits", methods=("Student", "HSAKD*"), seeds=1)
+    model = CostModel("cpu")
+    first = Schedule(options, ResultStore(tmp_path), lambda _: None, cost=model).next_trial()
+    assert first is not None
+    factory = TrialFactory(options)
+    other = next(c for _, c in known_work(options) if c.role == "teacher" and c.network != first.network)
+    for seed in range(1, 9):
+        model.observe_record(record(factory.joint_teacher(other.network, seed), 9000.0, device="cpu"))
+        model.observe_record(record(factory.joint_teacher(first.network, seed), 1.0, device="cpu"))
+    again = Schedule(options, ResultStore(tmp_path), lambda _: None, cost=model).next_trial()
+    assert again == other
+
+
+def test_a_running_schedule_revises_its_order(tmp_path: Path) -> None:
+    options = SweepOptions(out=tmp_path, preset="digits", methods=("Student", "HSAKD*"), seeds=1)
+    schedule = Schedule(options, ResultStore(tmp_path), lambda _: None)
+    before = dict(schedule.costs)
+    config = schedule.next_trial()
+    assert config is not None
+    schedule.complete(config.trial_id, record(config, 5000.0, device="cpu"))
+    schedule.next_trial()
+    assert schedule.costs[config.trial_id] == pytest.approx(5000.0)
+    assert all(schedule.costs[trial_id] != seconds for trial_id, seconds in before.items())
+
+
+def test_the_makespan_is_that_of_the_longest_path_first() -> None:
+    chain = [Job("a", 3, 1), Job("b", 3, 1, ("a",))]
+    assert makespan([Job("x", 2, 1), Job("y", 2, 1), *chain], 2) == 6
+    assert makespan([Job("x", 2, 0.5), Job("y", 2, 0.5), Job("z", 2, 0.5)], 1) == 4
+    assert makespan([], 4) == 0
+
+
+def test_the_papers_plan_is_forecast_with_its_disk() -> None:
+    options = paper(predictions="bank")
+    trials = unique_trials(known_work(options))
+    result = forecast(options, trials, (), CostModel("cuda"), Packing(), 16)
+    assert result.num_trials == 345
+    assert result.makespan_hours >= result.slot_hours / 16
+    only_teachers = forecast(paper(keep_checkpoints="teachers"), trials, (), CostModel("cuda"), Packing(), 16)
+    everything = forecast(paper(keep_checkpoints="all"), trials, (), CostModel("cuda"), Packing(), 16)
+    assert only_teachers.weights_bytes < result.weights_bytes
+    assert everything.resume_bytes > result.resume_bytes
+    assert result.bank_bytes > 84e9
+
+
+def test_a_full_bank_of_cifar100_has_the_known_size() -> None:
+    factory = TrialFactory(paper(predictions="bank"))
+    student = factory.hsakd(Pair(teacher="resnet56", student="resnet20"), 0, factory.joint_teacher("resnet56", 0))
+    assert student.numerics == NumericsConfig(teacher_predictions="bank")
+    assert list(bank_needs([student, replace(student, seed=1)]).values()) == [84_240_000_000]
+
+
+def test_what_is_done_is_neither_priced_nor_counted(tmp_path: Path) -> None:
+    options = SweepOptions(out=tmp_path, preset="digits", methods=("Student",), pairs=("resnet14-resnet8_half",))
+    trials, store, cost = unique_trials(known_work(options)), ResultStore(tmp_path), CostModel("cpu")
+    config = next(iter(trials.values()))
+    store.weights_path(config.trial_id).parent.mkdir(parents=True)
+    store.weights_path(config.trial_id).write_bytes(b"weights")
+    store.write_trial(record(config, 60.0, device="cpu"), [])
+    done = read_done(store, trials, cost)
+    assert done == {config.trial_id}
+    result = forecast(options, trials, done, cost, Packing(), 1)
+    assert result.num_trials == 1
+    assert result.makespan_hours == pytest.approx(60 / 3600)
+
+
+def test_the_view_facts_are_those_of_the_data_sets() -> None:
+    for name, facts in VIEW_FACTS.items():
+        entry = DATASETS[name]
+        found = (entry.num_classes, entry.views.padding, entry.views.has_flip)
+        assert (facts.num_classes, facts.padding, facts.has_flip) == found
+        assert facts.num_views == entry.views.num_views
+
+
+def test_shares_of_a_gpu_are_by_network_and_grow_when_memory_runs_out() -> None:
+    packing = Packing(trials_per_gpu=2, fractions=parse_fractions(["resnet20=0.25"]))
+    assert packing.share("resnet20") == 0.25
+    assert packing.share("wrn_40_2") == 0.5
+    assert packing.most_per_gpu() == 4
+    assert packing.loosen("resnet20") == pytest.approx(1 / 3)
+    assert packing.loosen("wrn_40_2") == packing.loosen("wrn_40_2") == 1.0
+    packing.alone.add("abc")
+    assert packing.share("resnet20", "abc") == 1.0
+    for text in ("resnet20", "resnet20=0", "resnet20=1.5", "nothing=0.5", "resnet20=a"):
+        with pytest.raises(ValueError, match="--gpu-fraction"):
+            parse_fractions([text])

@@ -1,0 +1,130 @@
+"""The recipes: executed as far as one machine allows, and validated where it doesn't."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from hsakd.records import ResultStore
+from sweeps.cli import SweepOptions, parse
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+SMALL = ("--preset", "digits", "--pairs", "resnet14-resnet8_half", "--seeds", "1", "--epochs", "2", "--methods", "Student", "HSAKD*")
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HSAKD_RUN": "trainables:quick",
+        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        "PYTHON": sys.executable,
+        "RAY": str(Path(sys.executable).parent / "ray"),
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+@pytest.mark.parametrize("script", sorted(RECIPES.glob("*.sh")), ids=lambda path: path.name)
+def test_a_script_is_well_formed(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert os.access(script, os.X_OK)
+
+
+def test_the_kubernetes_manifest_fits_its_schema_and_a_wrong_one_does_not() -> None:
+    schema, manifest = json.loads((RECIPES / "rayjob.schema.json").read_text()), yaml.safe_load((RECIPES / "rayjob.yaml").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(manifest, schema)
+    for path, value in (
+        (("spec", "backofLimit"), 1),
+        (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        (("apiVersion",), "ray.io/v1alpha1"),
+    ):
+        wrong = deepcopy(manifest)
+        place = wrong
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = value
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+    assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+
+
+def test_the_manifests_command_is_one_that_the_parser_accepts() -> None:
+    manifest = yaml.safe_load((RECIPES / "rayjob.yaml").read_text())
+    python, script, *arguments = shlex.split(manifest["spec"]["entrypoint"])
+    assert (python, script.endswith("sweeps/run_pairs.py")) == ("python", True)
+    options = parse(SweepOptions, arguments)
+    gpus = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    per_node = int(gpus["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
+    assert options.gpus == per_node * gpus["maxReplicas"]
+
+
+def test_the_slurm_recipes_example_is_one_that_the_parser_accepts() -> None:
+    text = (RECIPES / "slurm.sh").read_text()
+    example = re.search(r"sbatch recipes/slurm.sh (.*)", text)
+    assert example is not None
+    options = parse(SweepOptions, shlex.split(example[1]))
+    nodes, gpus = (int(value) for value in re.findall(r"--(?:nodes|gpus-per-node)=(\d+)$", text, re.MULTILINE))
+    assert options.gpus == nodes * gpus
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_on_several_local_nodes_and_leaves_no_process(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    values = environment(NODES="2", CPUS="1", GPUS="0", TMPDIR=str(tmp_path))
+    script = subprocess.run(
+        [str(RECIPES / "local_nodes.sh"), *SMALL, "--gpus", "0", "--out", str(out)],
+        env=values,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert script.returncode == 0, script.stdout + script.stderr
+    assert len(ResultStore(out).trial_ids()) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_is_signalled_checkpoints_and_is_requeued(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text('#!/bin/sh\nif [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi\n')
+    (tools / "srun").write_text('#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@" --num-cpus 2\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    out, requeued = tmp_path / "out", tmp_path / "requeued"
+    values = environment(
+        PATH=f"{tools}:{os.environ['PATH']}",
+        SLURM_JOB_ID=str(os.getpid()),
+        SLURM_JOB_NODELIST="node",
+        SLURM_SUBMIT_DIR=str(ROOT),
+        REQUEUED=str(requeued),
+        HSAKD_TEST_EPOCH_SECONDS="1",
+    )
+    line = [str(RECIPES / "slurm.sh"), *SMALL, "--gpus", "0", "--out", str(out)]
+    job = subprocess.Popen(line, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    limit = time.monotonic() + 300
+    while not (out / "progress.json").exists():
+        assert time.monotonic() < limit
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.2)
+    job.send_signal(signal.SIGUSR1)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 130, output
+    assert requeued.read_text() == f"requeue {os.getpid()}\n"
+    again = subprocess.run(line, env={**values, "HSAKD_TEST_EPOCH_SECONDS": "0"}, capture_output=True, text=True, timeout=400, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert requeued.read_text().count("requeue") == 1

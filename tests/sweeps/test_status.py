@@ -1,0 +1,104 @@
+"""Status from outside: what the folder says of a sweep that runs, stopped or failed."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from hsakd.config import TrialConfig
+from hsakd.records import ResultStore, TrialRecord
+from sweeps.cli import SweepOptions
+from sweeps.schedule import Schedule
+from sweeps.status import SILENT_SECONDS, describe
+
+PAIR = "resnet14-resnet8_half"
+
+
+def sweep(out: Path) -> tuple[Schedule, ResultStore]:
+    store = ResultStore(out)
+    options = SweepOptions(out=out, preset="digits", pairs=(PAIR,), methods=("Student", "KD", "HSAKD-tuned"))
+    return Schedule(options, store, lambda config: store.finished(config.trial_id)), store
+
+
+def end(schedule: Schedule, config: TrialConfig, **changes: object) -> TrialRecord:
+    record = TrialRecord.of(
+        config,
+        status="complete",
+        epochs_done=config.optim.epochs,
+        top1_last=91.25,
+        total_seconds=1800.0,
+        device="cpu",
+        started_at="2026-01-01T00:00:00+00:00",
+        finished_at="2026-01-01T00:30:00+00:00",
+    )
+    record = replace(record, **changes)  # type: ignore[arg-type]
+    schedule.store.write_trial(record, [])
+    schedule.store.weights_path(config.trial_id).parent.mkdir(parents=True, exist_ok=True)
+    schedule.store.weights_path(config.trial_id).touch()
+    schedule.complete(config.trial_id, record)
+    schedule.store.write_plan(schedule.plan())
+    return record
+
+
+def row(text: str, name: str) -> list[str]:
+    return next(line for line in text.splitlines() if line.split()[1:2] == [name]).split()[2:]
+
+
+def started(schedule: Schedule) -> TrialConfig:
+    config = schedule.next_trial()
+    assert config is not None
+    return config
+
+
+def write_progress(out: Path, trial_id: str, age: float = 0.0) -> None:
+    path = out / "progress.json"
+    values = {"host": "node7", "running": {trial_id: 3}, "slots": 4.0, "seconds_left": 7200.0, "basis": "measured on 1 trials"}
+    path.write_text(json.dumps(values))
+    os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
+
+
+def test_a_running_sweep_shows_what_runs_what_it_cost_and_what_is_left(tmp_path: Path) -> None:
+    schedule, _ = sweep(tmp_path)
+    done, running = started(schedule), started(schedule)
+    end(schedule, done)
+    write_progress(tmp_path, running.trial_id)
+    text, is_complete = describe(ResultStore(tmp_path))
+    assert not is_complete
+    assert f"the driver on node7 runs {running.trial_id} (epoch 3)" in text
+    assert "spent: 0.500 trial hours on cpu in 1 trials" in text
+    assert "left: about 2.00 h (basis: measured on 1 trials, 4 slots)" in text
+    totals = next(line for line in text.splitlines() if line.startswith("all lines")).split()[2:]
+    assert (totals[0], totals[1], totals[3]) == ("1", "1", "0")
+
+
+def test_a_driver_that_is_not_heard_of_runs_nothing(tmp_path: Path) -> None:
+    schedule, _ = sweep(tmp_path)
+    done, running = started(schedule), started(schedule)
+    end(schedule, done)
+    write_progress(tmp_path, running.trial_id, age=SILENT_SECONDS + 60)
+    text, _ = describe(ResultStore(tmp_path))
+    assert "the driver on node7 was last heard of 2 min ago" in text
+    totals = next(line for line in text.splitlines() if line.startswith("all lines")).split()[2:]
+    assert totals[1] == "0"
+    assert "measured on 1 trials" in text
+    assert "trainings of searches are not known yet" in text
+
+
+def test_the_last_errors_are_shown_with_their_trial_ids_and_the_sweep_is_incomplete(tmp_path: Path) -> None:
+    schedule, _ = sweep(tmp_path)
+    config = started(schedule)
+    end(schedule, config, status="failed", error="1: RuntimeError: \x1b[2Jboom\ntrace", top1_last=None)
+    text, is_complete = describe(ResultStore(tmp_path))
+    assert not is_complete
+    assert f"failed: {config.trial_id} {config.network}: 1: RuntimeError: \\x1b[2Jboom" in text
+
+
+def test_a_finished_sweep_is_complete_and_shows_the_best_of_each_row(tmp_path: Path) -> None:
+    schedule, _ = sweep(tmp_path)
+    while (config := schedule.next_trial()) is not None:
+        end(schedule, config, top1_last=80.0 + config.seed, top1_val=70.0 if config.data.validation_fraction else None)
+    text, is_complete = describe(ResultStore(tmp_path))
+    assert is_complete
+    assert row(text, "Student") == ["2", "0", "0", "0", "81.00"]
+    assert "left:" not in text
+    assert "no driver is at work" in text

@@ -181,6 +181,8 @@ class TrialConfig(DataclassConfig):
 
     `taps` are the 1-based stages that have an auxiliary classifier c_l (None: all of the network's, (): none). `teacher` is the trial whose
     final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher regime).
+    `rotations` are the quarter turns that training feeds to rotated terms, of the `num_rotations` that joint labels distinguish (None:
+    all of them; always with 0, the unrotated image): an ablation, whose joint classifiers, teacher and bank stay those of all turns.
     `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is.
     """
 
@@ -195,6 +197,7 @@ class TrialConfig(DataclassConfig):
     teacher: "TrialConfig | None" = None
     backbone: "TrialConfig | None" = None
     imported_sha256: str | None = None
+    rotations: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
@@ -204,6 +207,13 @@ class TrialConfig(DataclassConfig):
             "taps",
             self.taps,
             "rising stage numbers from 1",
+        )
+        turns = self.rotations
+        _require(
+            turns is None or (turns[:1] == (0,) and list(turns) == sorted(set(turns)) and turns[-1] < self.num_rotations),
+            "rotations",
+            turns,
+            f"rising quarter turns from 0 below num_rotations, {self.num_rotations}",
         )
         _require(
             (self.optim.epochs == 0) == (self.imported_sha256 is not None),

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from analysis.aggregate import METHODS, Results, for_pair, pair_label, pairs_of, reported
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, LINES, MARKERS, new_figure
 
 
@@ -11,6 +13,8 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     """Return a panel per pair; lines are means over seeds, bands reach from the lowest to the highest seed."""
     del options
     entries = reported(results)
+    if entries.empty:
+        raise NotAsked("Learning curves: the folder's plan has no reported pair.")
     entries = entries[(entries["status"] == "complete") & ((entries["purpose"] == "report") | entries["method"].isin(METHODS[:2]))]
     curves = results.epochs(entries["trial_id"].to_list(), ["top1_test"]).dropna()
     pairs = [pair for pair in pairs_of(entries) if for_pair(entries, pair)["trial_id"].isin(curves["trial_id"]).any()]
@@ -27,6 +31,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
             panel.fill_between(mean.index, own.min(), own.max(), color=COLOURS[i], alpha=0.2, linewidth=0)
         panel.set_title(pair_label(pair, pairs), fontsize=9)
         panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("test accuracy (per cent)")
         panel.legend(fontsize=7)
     ids = tuple(sorted(set(curves["trial_id"])))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.aggregate import METHODS, Results, for_pair, make_cell, pair_label, pairs_of, reported
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, MARKERS, new_figure
 
 
@@ -11,6 +11,8 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     """Return a point per method and pair: multiply-adds of the network, and test accuracy."""
     entries = reported(results)
     pairs = pairs_of(entries)
+    if not pairs:
+        raise NotAsked("Accuracy against cost: the folder's plan has no reported pair.")
     points = []
     for pair in pairs:
         for method in METHODS:
@@ -44,14 +46,14 @@ def draw(results: Results, options: Options) -> list[Drawing]:
         linewidth=1,
         label="front",
     )
-    for label in labels:
+    for i, label in enumerate(labels):
         best = max(
             (point for point in points if point[3] == label and not point[2].startswith("Teacher")),
             key=lambda point: point[1],
             default=None,
         )
         if best is not None:
-            panel.annotate(label, best[:2], textcoords="offset points", xytext=(6, 4), fontsize=7)
+            panel.annotate(label, best[:2], textcoords="offset points", xytext=(6, 4 - 9 * (i % 2)), fontsize=7)
     panel.set_xlabel("multiply-adds per image (million)")
     panel.set_ylabel(f"test accuracy (per cent, {options.selection})")
     panel.margins(x=0.25, y=0.12)

@@ -19,7 +19,7 @@ from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate
-from hsakd.training.predictions import TeacherPredictions, prefers_channels_last
+from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
 from hsakd.training.stages import stage_at, term_context, training_stages
 
 
@@ -97,11 +97,21 @@ def compute_loss(
     *,
     autocast: torch.dtype | None,
     moment: Moment = START,
+    rotations: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet."""
+    """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet.
+
+    With `rotations` the student sees those turns only; the teacher is asked about all, so that every such student shares its bank.
+    """
     num_rotations = network.num_rotations if objective.is_rotated else 1
     rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
     teacher = predictions.predict(batch, rows) if predictions is not None else None
+    if rotations is not None and num_rotations > 1:
+        rows = select_turns(rows.view(-1, num_rotations, *rows.shape[1:]), rotations).flatten(0, 1)
+        num_rotations = len(rotations)
+        if teacher is not None:
+            joint_logits = tuple(select_turns(joint, rotations) for joint in teacher.joint_logits)
+            teacher = Predictions(select_turns(teacher.logits, rotations), joint_logits)
     device_type = rows.device.type
     context = torch.autocast(device_type, dtype=autocast) if autocast is not None else contextlib.nullcontext()
     with context:
@@ -125,6 +135,7 @@ def compute_loss(
             teacher_joint_logits=() if teacher is None else teacher.joint_logits,
             temperature=objective.temperature,
             branch_weights=objective.branch_weights,
+            rotations=rotations if objective.is_rotated else None,
         )
     )
 
@@ -132,6 +143,11 @@ def compute_loss(
 def by_image(rows: Tensor, num_rotations: int) -> Tensor:
     """Unfold sample-major rows [B*M, ...] into [B, M, ...]."""
     return rows.unflatten(0, (-1, num_rotations))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def select_turns(values: Tensor, rotations: tuple[int, ...]) -> Tensor:
+    """Return `values` [B, M, ...] at some of the M turns; by stacking views, since an index list would be copied from the host."""
+    return torch.stack([values[:, turn] for turn in rotations], dim=1)
 
 
 class RunningLosses:
@@ -168,12 +184,13 @@ def training_step(
     autocast: torch.dtype | None = None,
     epoch: int = 0,
     num_epochs: int = 1,
+    rotations: tuple[int, ...] | None = None,
 ) -> None:
     """Take one optimizer step and add its losses to `losses`; nothing here waits for the device (so it runs on `meta`, too)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     moment = Moment(epoch, num_epochs, step)
-    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, moment=moment)
+    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, moment=moment, rotations=rotations)
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -297,6 +314,7 @@ def fit(
                 autocast=autocast,
                 epoch=stage_epoch,
                 num_epochs=stage.optim.epochs,
+                rotations=config.rotations,
             )
         mean_loss, mean_terms = losses.means(steps_per_epoch)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started

@@ -66,12 +66,31 @@ def _require(condition: bool, name: str, value: object, accepted: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FolderConfig(DataclassConfig):
+    """What a user's image folder held when the trial was planned, so that other images are another trial; and how they are augmented.
+
+    `sha256` is the digest of all images and their paths; random crops of images padded by `padding` zero pixels, mirrored with `has_flip`.
+    """
+
+    sha256: str
+    num_classes: int
+    num_train_images: int
+    padding: int
+    has_flip: bool
+
+    def __post_init__(self) -> None:
+        _require(self.num_classes >= 2, "num_classes", self.num_classes, "2 or more")
+        _require(self.padding >= 0, "padding", self.padding, "0 or more pixels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig(DataclassConfig):
     """Which images a trial sees.
 
     `train_subset` keeps that many training images, stratified (None: all); `few_shot_ratio` then applies the authors' split rule (Table 5);
     `validation_fraction` of what is left is held out, stratified, for selection (0: none). `image_size` is the side in pixels after
-    resizing (None: as stored).
+    resizing (None: as stored). `folder` describes the images of data set "imagefolder". `augmentation` "resized_crop" (linear probes)
+    takes random crops of the stored images and resizes each to `image_size`, instead of shifting and mirroring resized ones.
     """
 
     dataset: str
@@ -80,8 +99,17 @@ class DataConfig(DataclassConfig):
     few_shot_ratio: float = 1.0
     validation_fraction: float = 0.0
     split_seed: int = 0
+    folder: FolderConfig | None = None
+    augmentation: Literal["shift", "resized_crop"] = "shift"
 
     def __post_init__(self) -> None:
+        _require(self.augmentation in ("shift", "resized_crop"), "augmentation", self.augmentation, "shift, resized_crop")
+        _require(
+            (self.dataset == "imagefolder") == (self.folder is not None),
+            "folder",
+            self.folder,
+            "the description of an image folder with the data set imagefolder, None with others",
+        )
         _require(self.image_size is None or self.image_size >= 8, "image_size", self.image_size, "8 or more pixels")
         _require(self.train_subset is None or self.train_subset > 0, "train_subset", self.train_subset, "a positive number of images")
         _require(0 < self.few_shot_ratio <= 1, "few_shot_ratio", self.few_shot_ratio, "above 0, at most 1")

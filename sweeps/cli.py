@@ -13,6 +13,8 @@ from sweeps.presets import METHODS, PRESETS
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
+OWN_IMAGES = "imagefolder"
+DATASET_NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", OWN_IMAGES, "stl10", "tinyimagenet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,13 @@ class SweepOptions:
     epochs: int | None = None
     """Epochs of every training; milestones scale."""
     dataset: str | None = None
-    """Another data set than the preset's."""
+    """Another data set than the preset's; imagefolder: your own images, in train/CLASS/ and val/CLASS/ of --data-dir."""
+    image_size: int | None = None
+    """Side in pixels that images are resized to; default: the preset's, or as stored."""
+    padding: int | None = None
+    """Pixels that random crops shift an imagefolder's images by; default: an eighth of the side."""
+    flip: bool = True
+    """Whether an imagefolder's images are mirrored at random (--no-flip for digits, text, signs)."""
     data_dir: Path | None = None
     """Where data sets lie (or go, with --download)."""
     download: bool = False
@@ -91,8 +99,12 @@ class SweepOptions:
             same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         if self.dataset is not None:
-            known = ("cifar10", "cifar100", "digits", "fashion_mnist")
-            _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
+            _check("dataset", self.dataset, self.dataset in DATASET_NAMES, ", ".join(DATASET_NAMES))
+        is_own = self.dataset == OWN_IMAGES
+        _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
+        _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
+        _check("padding", self.padding, self.padding is None or (is_own and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}")
+        _check("no_flip", "given", self.flip or is_own, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation")
         _check(
             "address",
             self.address,

@@ -55,7 +55,10 @@ def main() -> int:
     """Run the command; return its exit status: 0 only if the sweep is complete."""
     options = parse(SweepOptions)
     if options.dry_run:
-        print_plan(options)
+        try:
+            print_plan(options)
+        except ValueError as error:
+            refuse(str(error))
         return 0
     out = options.out.resolve()
     store = ResultStore(out)
@@ -81,6 +84,8 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
     try:
         schedule = Schedule(options, store, lambda config: store.finished(config.trial_id))
         load_dataset(schedule.factory.data, data_dir, download=options.download)
+        if schedule.searches:
+            load_dataset(schedule.factory.search_data, data_dir)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     engine = EngineOptions(

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
-from sweeps.cli import SweepOptions
+from sweeps.cli import OWN_IMAGES, SweepOptions
 from sweeps.presets import PRESETS, SLOW_LEARNERS, with_epochs
 
 TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
@@ -50,7 +51,7 @@ class TrialFactory:
 
     def __init__(self, options: SweepOptions) -> None:
         preset = PRESETS[options.preset]
-        self.data = preset.data if options.dataset is None else replace(preset.data, dataset=options.dataset)
+        self.data = data_of(options)
         self.search_data = replace(self.data, validation_fraction=preset.validation_fraction)
         self.optim = preset.optim if options.epochs is None else with_epochs(preset.optim, options.epochs)
         self.branch_optim = preset.branch_optim if options.epochs is None else with_epochs(preset.branch_optim, options.epochs)
@@ -96,6 +97,25 @@ class TrialFactory:
             seed=seed,
             teacher=teacher,
         )
+
+
+def data_of(options: SweepOptions) -> DataConfig:
+    """Return the sweep's data; a user's images are listed and digested. Raises ValueError where they are not as they should be."""
+    preset = PRESETS[options.preset].data
+    if options.dataset == OWN_IMAGES:
+        assert options.data_dir is not None
+        found = scan_image_folder(options.data_dir.resolve())
+        image_size = found.resolved_size(options.image_size)
+        folder = FolderConfig(
+            sha256=found.sha256,
+            num_classes=len(found.classes),
+            num_train_images=len(found.train),
+            padding=image_size // PIXELS_PER_PADDING if options.padding is None else options.padding,
+            has_flip=options.flip,
+        )
+        return DataConfig(dataset=OWN_IMAGES, image_size=image_size, folder=folder)
+    data = preset if options.dataset is None else replace(preset, dataset=options.dataset)
+    return data if options.image_size is None else replace(data, image_size=options.image_size)
 
 
 def pairs_of(options: SweepOptions) -> list[Pair]:
@@ -170,13 +190,15 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     return per_row * rotations * scale * num_images * config.optim.epochs
 
 
-DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32}
-TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "stl10": 96, "tinyimagenet": 64}
+TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 5000, "tinyimagenet": 100_000}
 
 
 def num_train_images(config: TrialConfig) -> int:
     """Return the training images, as far as the configuration tells."""
-    images = config.data.train_subset or TRAIN_IMAGES.get(config.data.dataset, 50_000)
+    folder = config.data.folder
+    stored = TRAIN_IMAGES.get(config.data.dataset, 50_000) if folder is None else folder.num_train_images
+    images = config.data.train_subset or stored
     return round(images * config.data.few_shot_ratio * (1 - config.data.validation_fraction))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hsakd.config import NumericsConfig
 from hsakd.data.datasets import Dataset
-from hsakd.data.views import Batch
+from hsakd.data.views import Batch, ViewSpace
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions, prefers_channels_last
@@ -208,13 +208,17 @@ def open_predictions(
     live = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, autocast=autocast, is_channels_last=is_channels_last)
     if numerics.teacher_predictions == "live":
         return live
+    views = dataset.views
+    if not isinstance(views, ViewSpace):
+        live.fallback = "resized crops are too many to be kept"
+        return live
     root = default_bank_dir() if bank_dir is None else bank_dir
     identity = {
         "teacher": teacher.name,
         "weights_sha256": weights_sha256,
         "data": dataset.fingerprint,
-        "padding": dataset.views.padding,
-        "has_flip": dataset.views.has_flip,
+        "padding": views.padding,
+        "has_flip": views.has_flip,
         "num_rotations": num_rotations,
         "num_classes": teacher.num_classes,
         "dtype": numerics.bank_dtype,

@@ -48,6 +48,7 @@ class Schedule:
         self.done: dict[str, TrialRecord] = {}
         self.running: set[str] = set()
         self.failed: set[str] = set()
+        self.redone: set[str] = set()  # requirements that were done, lost their weights and were trained again
         self.numbers: dict[str, list[tuple[PairSearch, int]]] = {}
         self.is_stopping = False
         self.lines: set[tuple[str, str, str, str, int]] = set()
@@ -187,14 +188,25 @@ class Schedule:
         return any(verdicts)
 
     def complete(self, trial_id: str, record: TrialRecord) -> None:
-        """Take note of a trial's end, as its record in the result folder says."""
+        """Take note of a trial's end, as its record in the result folder says; one that failed for a lost requirement waits for it."""
         self.running.discard(trial_id)
+        if record.status == "failed" and self._redo_lost_requirements(trial_id):
+            return
         self.done[trial_id] = record
         if record.status in ("failed", "out_of_memory"):
             self.failed.add(trial_id)
         for search, number in self.numbers.get(trial_id, []):
             search.tell(number, record)
         self._advance()
+
+    def _redo_lost_requirements(self, trial_id: str) -> bool:
+        """Put requirements whose weights were set aside back on the work-list, each once; return whether there was one."""
+        lost = [needed for needed in self.needs[trial_id] if needed in self.done and self.finished(self.configs[needed]) is None]
+        fresh = [needed for needed in lost if needed not in self.redone]
+        for needed in fresh:
+            del self.done[needed]
+        self.redone.update(fresh)
+        return bool(fresh) or any(needed not in self.done for needed in self.needs[trial_id])
 
     def interrupt(self, trial_id: str) -> None:
         """Take note that a trial was stopped and is to go on later."""

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from hsakd.config import NumericsConfig, TrialConfig
 from hsakd.data.datasets import Dataset, load_dataset
@@ -30,7 +32,7 @@ Report = Callable[[EpochMetrics], None]
 
 
 class MissingTeacher(ValueError):
-    """A trial's teacher or backbone has no finished weights in the result folder."""
+    """A trial's teacher or backbone has no finished weights in the result folder, or had damaged ones, now set aside."""
 
 
 class TrialOutOfMemory(RuntimeError):
@@ -193,7 +195,7 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
     if config.imported_sha256 is not None:
         load_weights(network, store.root / "imported" / f"{config.imported_sha256}.safetensors")
     if config.backbone is not None:
-        load_weights(network, _required_weights(store, config.backbone))
+        _load_required_weights(network, store, config.backbone)
         network.freeze_backbone()
     return network.double() if config.numerics.precision == "float64" else network
 
@@ -203,11 +205,10 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
     objective = Objective.from_config(config.objective)
     if config.teacher is None or not objective.reads_teacher:
         return None
-    weights = _required_weights(context.store, config.teacher)
     teacher = create_network(
         config.teacher.network, num_classes=dataset.num_classes, num_rotations=config.num_rotations, taps=config.teacher.taps
     )
-    load_weights(teacher, weights)
+    _load_required_weights(teacher, context.store, config.teacher)
     if config.numerics.precision == "float64":
         teacher = teacher.double()
     taps = config.taps if config.taps is not None else teacher.taps
@@ -226,13 +227,20 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
     )
 
 
-def _required_weights(store: ResultStore, requirement: TrialConfig) -> Path:
+def _load_required_weights(network: HierarchicalNet, store: ResultStore, requirement: TrialConfig) -> None:
+    """Load a finished trial's weights; a file that can't be read, or isn't what the trial recorded, is set aside."""
     path = store.weights_path(requirement.trial_id)
-    if store.finished(requirement.trial_id) is None or not path.exists():
-        raise MissingTeacher(
-            f"trial {requirement.trial_id} ({requirement.network}, {requirement.role}) has no finished weights in {store.root}"
-        )
-    return path
+    subject = f"trial {requirement.trial_id} ({requirement.network}, {requirement.role})"
+    record = store.finished(requirement.trial_id)
+    if record is None or not path.exists():
+        raise MissingTeacher(f"{subject} has no finished weights in {store.root}")
+    try:
+        is_intact = weights_sha256(load_file(path)) == record.weights_sha256
+    except (SafetensorError, OSError):
+        is_intact = False
+    if not is_intact:
+        raise MissingTeacher(f"{subject} had damaged weights, moved to {store.set_aside(path)}")
+    load_weights(network, path)
 
 
 def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:

@@ -115,3 +115,26 @@ def test_a_cut_last_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
     assert repair_journal(journal) == 4
     assert journal.read_bytes() == b'{"a": 1}\n'
     assert repair_journal(journal) == 0
+
+
+def test_a_student_whose_teacher_lost_its_weights_waits_for_it(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    lost: set[str] = set()
+    schedule = Schedule(
+        options(tmp_path, methods=("HSAKD*",), seeds=1), store, lambda c: None if c.trial_id in lost else store.read_trial(c.trial_id)
+    )
+    teacher = schedule.next_trial()
+    assert teacher is not None
+    store.write_trial(record(teacher), [])
+    schedule.complete(teacher.trial_id, record(teacher))
+    student = schedule.next_trial()
+    assert student is not None
+    lost.add(teacher.trial_id)
+    schedule.complete(student.trial_id, record(student, status="failed"))
+    assert schedule.next_trial() == teacher
+    lost.clear()
+    schedule.complete(teacher.trial_id, record(teacher))
+    assert schedule.next_trial() == student
+    lost.add(teacher.trial_id)
+    schedule.complete(student.trial_id, record(student, status="failed"))
+    assert schedule.failed == {student.trial_id}

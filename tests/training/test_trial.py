@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_a_frozen_teacher_keeps_its_backbone_to_the_bit(finished: Path) -> None:
     assert len(shared) == len(backbone)
     assert all(torch.equal(backbone[name], teacher[name]) for name in shared)
     assert len(teacher) > len(backbone)
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit"])
+def test_damaged_weights_are_set_aside_and_their_trial_is_unfinished(finished: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    store = ResultStore(tmp_path)
+    path = store.weights_path(JOINT.trial_id)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    with pytest.raises(MissingTeacher, match=f"{JOINT.trial_id}.*damaged weights, moved to"):
+        run_trial(replace(STUDENT, seed=2), context(tmp_path))
+    assert store.finished(JOINT.trial_id) is None
+    assert len(list((tmp_path / "set_aside").iterdir())) == 1
 
 
 def test_a_finished_trial_is_not_run_again(finished: Path) -> None:

@@ -5,6 +5,7 @@ Adding one: a function decorated with `@dataset(...)` that returns raw training 
 
 import gzip
 import hashlib
+import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -98,6 +99,12 @@ class Dataset:
     def image_size(self) -> int:
         """Side in pixels of what a network sees."""
         return self.test_images.shape[-1]
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a user of a trained network has to know, as JSON texts for the metadata of its weights file."""
+        facts = {"mean": self.mean, "std": self.std, "classes": self.classes, "image_size": self.image_size}
+        return {name: json.dumps(value) for name, value in facts.items()}
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the same data with every tensor on `device`."""

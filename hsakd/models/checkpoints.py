@@ -205,8 +205,12 @@ def _unwrap(content: Mapping[str, object], label: str) -> _Weights:
     return _Weights(tensors=tensors, origin=origin, network=None)
 
 
-def save_weights(network: HierarchicalNet, file: str | os.PathLike[str], layout: Layout = "hsakd") -> None:
+def save_weights(
+    network: HierarchicalNet, file: str | os.PathLike[str], layout: Layout = "hsakd", *, notes: Mapping[str, str] | None = None
+) -> None:
     """Write the weights, atomically: "ours" is safetensors with the network's name, "hsakd" a file that the authors' code loads.
+
+    `notes` are further texts for the metadata of "ours" (what images the network takes, its classes).
 
     Raises:
         ValueError: an unknown layout, or a network that the authors' code doesn't have.
@@ -216,6 +220,7 @@ def save_weights(network: HierarchicalNet, file: str | os.PathLike[str], layout:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     if layout == "ours":
         metadata = {
+            **(notes or {}),
             "network": network.name,
             "num_classes": str(network.num_classes),
             "num_rotations": str(network.num_rotations),
@@ -238,6 +243,15 @@ def _authors_checkpoint(network: HierarchicalNet, state: dict[str, Tensor]) -> d
     if len(network.taps) != network.num_branches:
         raise ValueError(f"layout 'hsakd': the authors' {network.name} has all {network.num_branches} branches or none, not {network.taps}")
     return {"net": {theirs: state[ours] for ours, theirs in authors_keys(network).items()}}
+
+
+def read_metadata(file: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the metadata of a weights file that `save_weights` wrote as "ours"; raises ValueError on anything else."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: missing, truncated or not safetensors ({error})") from error
 
 
 def weights_sha256(weights: HierarchicalNet | Mapping[str, Tensor]) -> str:

@@ -103,7 +103,7 @@ def run_trial(
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest = ""
     if accuracy is not None:
-        save_weights(network, store.weights_path(config.trial_id), layout="ours")
+        save_weights(network, store.weights_path(config.trial_id), layout="ours", notes=dataset.notes)
         weights_digest = weights_sha256(network)
     teacher = config.teacher
     best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)

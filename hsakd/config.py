@@ -191,7 +191,8 @@ class TrialConfig(DataclassConfig):
 
     `taps` are the 1-based stages that have an auxiliary classifier c_l (None: all of the network's, (): none). `teacher` is the trial whose
     final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher regime).
-    `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is.
+    `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is. `peer` is a network that
+    is trained together with this one, each the other's teacher (online mutual distillation); the record is about `network`.
     """
 
     network: str
@@ -205,8 +206,11 @@ class TrialConfig(DataclassConfig):
     teacher: "TrialConfig | None" = None
     backbone: "TrialConfig | None" = None
     imported_sha256: str | None = None
+    peer: str | None = None
 
     def __post_init__(self) -> None:
+        has_other = self.teacher is not None or self.backbone is not None or self.imported_sha256 is not None
+        _require(self.peer is None or not has_other, "peer", self.peer, "None where there is a teacher, a backbone or imported weights")
         _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(
@@ -225,7 +229,7 @@ class TrialConfig(DataclassConfig):
     @property
     def role(self) -> Literal["baseline", "teacher", "student"]:
         """What the trial is for: `teacher` has labels on rotated images, `student` distils, `baseline` is the plain task."""
-        if self.teacher is not None:
+        if self.teacher is not None or self.peer is not None:
             return "student"
         return "teacher" if self.backbone is not None or any(name == "ce_q" for name, _ in self.objective.terms) else "baseline"
 

@@ -9,7 +9,7 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.network_table import network_table
-from sweeps.presets import METHODS, PRESETS
+from sweeps.presets import EXTRA_METHODS, METHODS, PRESETS
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
@@ -91,7 +91,7 @@ class SweepOptions:
         _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
-            _check("methods", method, method in METHODS, ", ".join(METHODS))
+            _check("methods", method, method in (*METHODS, *EXTRA_METHODS), ", ".join((*METHODS, *EXTRA_METHODS)))
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from hsakd.config import DataConfig, OptimConfig
 
 METHODS = ("Student", "KD", "HSAKD", "HSAKD*", "HSAKD-tuned")
+ONLINE = "HSSAKD (online)"  # the extended version's online mutual distillation: the pair's two networks, trained together
+EXTRA_METHODS = (ONLINE,)  # known, but trained only when asked for
 PAPER_PAIRS = (
     "wrn_40_2-wrn_16_2",
     "wrn_40_2-wrn_40_1",

@@ -7,7 +7,7 @@ from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
 from sweeps.cli import OWN_IMAGES, SweepOptions
-from sweeps.presets import PRESETS, SLOW_LEARNERS, with_epochs
+from sweeps.presets import ONLINE, PRESETS, SLOW_LEARNERS, with_epochs
 
 TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
 HSAKD_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))  # Eq. 5
@@ -44,6 +44,7 @@ class Setting:
 
 
 PAPER_SETTING = Setting()
+ONLINE_OBJECTIVE = ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0), ("kl_q", 1.0), ("kl_p", 1.0)), temperature=HSAKD_TEMPERATURE)
 
 
 class TrialFactory:
@@ -84,6 +85,18 @@ class TrialFactory:
         """Conventional distillation from the frozen regime's backbone."""
         teacher = self.baseline(pair.teacher, teacher_seed)
         return replace(self.baseline(pair.student, seed), objective=KD_OBJECTIVE, numerics=self.student_numerics, teacher=teacher)
+
+    def online(self, pair: Pair, seed: int) -> TrialConfig:
+        """The student and the teacher network of a pair, both untrained at first, distilled into each other."""
+        return TrialConfig(
+            network=pair.student,
+            data=self.data,
+            optim=self._optim(pair.student, self.optim),
+            objective=ONLINE_OBJECTIVE,
+            numerics=self.numerics,
+            seed=seed,
+            peer=pair.teacher,
+        )
 
     def hsakd(self, pair: Pair, seed: int, teacher: TrialConfig, setting: Setting = PAPER_SETTING) -> TrialConfig:
         """A student of `teacher`, on the same data."""
@@ -171,6 +184,8 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
                 }
                 if "Student" in methods and teacher_seed == 0:
                     add(pair, "report", "Student", factory.baseline(pair.student, seed), seed=seed)
+                if ONLINE in methods and teacher_seed == 0:
+                    add(pair, "report", ONLINE, factory.online(pair, seed), seed=seed)
                 for method, config in rows.items():
                     if method in methods:
                         add(pair, "report", method, config, seed=seed, teacher_seed=teacher_seed)
@@ -184,6 +199,9 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     terms = {name for name, _ in config.objective.terms}
     rotations = config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
     per_row = BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
+    if config.peer is not None:
+        peer = replace(config, network=config.peer, peer=None)
+        per_row += BACKWARD_FACTOR * _multi_adds(peer, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.teacher is not None:
         per_row += _multi_adds(config.teacher, with_branches="kl_q" in terms)
     scale = ((config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)) / 32) ** 2

@@ -82,6 +82,7 @@ class HierarchicalNet(nn.Module):
         self.name, self.spec = name, spec
         self.num_classes, self.num_rotations, self.num_branches = num_classes, num_rotations, num_stages
         self.is_frozen = False
+        self.peer: HierarchicalNet | None = None  # in online mutual distillation: trained with this network, never part of its forward
         self.backbone = Backbone(spec, num_classes)
         self.auxiliary_classifiers = nn.ModuleDict({str(tap): self._auxiliary_classifier(tap) for tap in self.taps})
 

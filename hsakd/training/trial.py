@@ -24,11 +24,13 @@ from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from hsakd.training.bank import open_predictions
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
 from hsakd.training.loop import FitResult, LoopHooks, TrialInterrupted, fit
+from hsakd.training.mutual import attach_peer
 from hsakd.training.predictions import TeacherPredictions
 
 __all__ = ["MissingTeacher", "RunContext", "TrialInterrupted", "TrialOutOfMemory", "run_trial"]
 
 Report = Callable[[EpochMetrics], None]
+PEER_WEIGHTS_FILE = "peer.safetensors"
 
 
 class MissingTeacher(ValueError):
@@ -101,8 +103,12 @@ def run_trial(
     except torch.OutOfMemoryError as error:
         raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
-    weights_digest = ""
+    weights_digest, peer = "", network.peer
+    network.peer = None  # what is saved, counted and distilled from is one network
+    peer_epochs = [row.top1_test_peer for row in epochs if row.top1_test_peer is not None]
     if accuracy is not None:
+        if peer is not None:
+            save_weights(peer, store.checkpoint_dir(config.trial_id) / PEER_WEIGHTS_FILE, layout="ours", notes=dataset.notes)
         save_weights(network, store.weights_path(config.trial_id), layout="ours", notes=dataset.notes)
         weights_digest = weights_sha256(network)
     teacher = config.teacher
@@ -132,6 +138,9 @@ def run_trial(
         top1_val=best_val.top1_val if best_val is not None else None,
         best_val_epoch=best_val.epoch if best_val is not None else None,
         top1_at_best_val=best_val.top1_test if best_val is not None else None,
+        peer_network=config.peer or "",
+        peer_top1_last=fit_result.peer_accuracy.top1 if fit_result.peer_accuracy is not None else None,
+        peer_top1_best_test=max(peer_epochs, default=None),
         branch_top1_joint=accuracy.branch_top1_joint if accuracy is not None else [],
         branch_top1_class=accuracy.branch_top1_class if accuracy is not None else [],
         diverged_step=fit_result.diverged_step,
@@ -197,6 +206,8 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
     if config.backbone is not None:
         _load_required_weights(network, store, config.backbone)
         network.freeze_backbone()
+    if config.peer is not None:
+        attach_peer(network, config)
     return network.double() if config.numerics.precision == "float64" else network
 
 

@@ -47,6 +47,7 @@ class Results:
     trials: pd.DataFrame
     entries: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    memo: dict[str, Any] = field(default_factory=dict)  # what several artefacts need and is slow to find, by name
 
     def rows(self, purpose: str | None = None, study: str | None = None) -> pd.DataFrame:
         """Return the entries of one purpose and study (None: any)."""
@@ -229,6 +230,8 @@ def _facts(config_json: str) -> dict[str, Any]:
         "validation_fraction": data.get("validation_fraction", 0.0),
         "few_shot_ratio": data.get("few_shot_ratio", 1.0),
         "train_subset": data.get("train_subset"),
+        "image_size": data.get("image_size"),
+        "num_rotations": config.get("num_rotations", 4),
         "epochs": optim.get("epochs"),
         "learning_rate": optim.get("learning_rate"),
         "temperature": objective.get("temperature"),

@@ -44,8 +44,8 @@ class Table:
 
     @property
     def trial_ids(self) -> set[str]:
-        """The trials behind all cells."""
-        return {trial_id for row in self.rows for cell in row for trial_id in cell.trial_ids}
+        """The trials that the cells link to: of a cell with many, the first; the CSV names all."""
+        return {trial_id for row in self.rows for cell in row for trial_id in cell.trial_ids[:MAX_LINKS]}
 
     def to_markdown(self) -> str:
         lines = [f"**{_markdown(self.title)}**", "", _pipes(self.columns), "|" + " --- |" * len(self.columns)]
@@ -111,6 +111,7 @@ def _html_cell(cell: Cell, *, linked: bool, is_head: bool) -> str:
     if linked and cell.trial_ids:
         ids = [html.escape(trial_id) for trial_id in cell.trial_ids[:MAX_LINKS]]
         others = "".join(f' <a href="#trial-{trial_id}" title="trial {trial_id}">{i}</a>' for i, trial_id in enumerate(ids, 1))
-        text = f'<a href="#trial-{ids[0]}">{text}</a>' + (f"<sup>{others}</sup>" if len(ids) > 1 else "")
+        more = f" of {len(cell.trial_ids)}: see the CSV" if len(cell.trial_ids) > len(ids) else ""
+        text = f'<a href="#trial-{ids[0]}">{text}</a>' + (f"<sup>{others}{more}</sup>" if len(ids) > 1 else "")
     sort_value = "" if cell.mean is None else f' data-sort="{cell.mean!r}"'
     return f'<th scope="row">{text}</th>' if is_head else f"<td{sort_value}>{text}</td>"

@@ -191,6 +191,8 @@ class TrialConfig(DataclassConfig):
 
     `taps` are the 1-based stages that have an auxiliary classifier c_l (None: all of the network's, (): none). `teacher` is the trial whose
     final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher regime).
+    `rotations` are the quarter turns that training feeds to rotated terms, of the `num_rotations` that joint labels distinguish (None:
+    all of them; always with 0, the unrotated image): an ablation, whose joint classifiers, teacher and bank stay those of all turns.
     `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is. `peer` is a network that
     is trained together with this one, each the other's teacher (online mutual distillation); the record is about `network`.
     """
@@ -206,11 +208,15 @@ class TrialConfig(DataclassConfig):
     teacher: "TrialConfig | None" = None
     backbone: "TrialConfig | None" = None
     imported_sha256: str | None = None
+    rotations: tuple[int, ...] | None = None
     peer: str | None = None
 
     def __post_init__(self) -> None:
-        has_other = self.teacher is not None or self.backbone is not None or self.imported_sha256 is not None
-        _require(self.peer is None or not has_other, "peer", self.peer, "None where there is a teacher, a backbone or imported weights")
+        other = (self.teacher, self.backbone, self.imported_sha256, self.rotations)
+        is_alone = all(value is None for value in other)
+        _require(
+            self.peer is None or is_alone, "peer", self.peer, "None where there is a teacher, a backbone, imported weights or rotations"
+        )
         _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(
@@ -218,6 +224,13 @@ class TrialConfig(DataclassConfig):
             "taps",
             self.taps,
             "rising stage numbers from 1",
+        )
+        turns = self.rotations
+        _require(
+            turns is None or (turns[:1] == (0,) and list(turns) == sorted(set(turns)) and turns[-1] < self.num_rotations),
+            "rotations",
+            turns,
+            f"rising quarter turns from 0 below num_rotations, {self.num_rotations}",
         )
         _require(
             (self.optim.epochs == 0) == (self.imported_sha256 is not None),

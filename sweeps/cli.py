@@ -9,7 +9,8 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.network_table import network_table
-from sweeps.presets import EXTRA_METHODS, METHODS, PRESETS
+from sweeps.presets import EXTRA_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE
+from sweeps.space import SearchBudget, SearchSpace, read_space
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
@@ -40,6 +41,10 @@ class SweepOptions:
     """Number of teacher seeds (the paper has one)."""
     trials: int | None = None
     """Optuna trials per pair."""
+    search_budget: str | None = None
+    """Instead of --trials: 20 (trials) or 12x (as much as 12 full student runs; pruned trials count in part)."""
+    space: Path | None = None
+    """TOML file of ranges to search instead of the default ones."""
     top_k: int | None = None
     """Settings of each study that are confirmed with all seeds."""
     epochs: int | None = None
@@ -82,12 +87,14 @@ class SweepOptions:
     """Print the work-list and its cost; start nothing."""
 
     def __post_init__(self) -> None:
-        preset = PRESETS[self.preset]
         for name in ("teacher_seeds", "threads", "trials_per_gpu"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("seeds", "top_k", "epochs"):
             _check(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
         _check("trials", self.trials, self.trials is None or self.trials >= 1, "1 or more")
+        if self.search_budget is not None:
+            SearchBudget.parse(self.search_budget)
+            _check("trials", self.trials, self.trials is None, "nothing beside --search-budget")
         _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
@@ -98,12 +105,17 @@ class SweepOptions:
                 _check("pairs", pair, network in network_table(), f"TEACHER-STUDENT of {', '.join(network_table())}")
             same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
+        self._check_space()
         if self.dataset is not None:
             _check("dataset", self.dataset, self.dataset in DATASET_NAMES, ", ".join(DATASET_NAMES))
         is_own = self.dataset == OWN_IMAGES
         _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
         _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
         _check("padding", self.padding, self.padding is None or (is_own and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}")
+        if is_own and self.data_dir is not None:
+            from hsakd.image_folder import scan_image_folder  # PIL is for those who need it
+
+            scan_image_folder(self.data_dir.resolve()).resolved_size(self.image_size)
         _check("no_flip", "given", self.flip or is_own, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation")
         _check(
             "address",
@@ -116,7 +128,63 @@ class SweepOptions:
         if self.out.is_dir() and any(self.out.iterdir()):
             known_files = ("plan.parquet", "trials", "studies.journal", "driver.lock")
             _check("out", str(self.out), any((self.out / name).exists() for name in known_files), "a new folder or one of a sweep")
-        del preset
+
+    def search_space(self) -> SearchSpace:
+        """Return what the searches vary; raises ValueError where --space can't be used."""
+        return SearchSpace() if self.space is None else read_space(self.space)
+
+    def _check_space(self) -> None:
+        if self.space is None:
+            return
+        space, preset = self.search_space(), PRESETS[self.preset]
+        for pair in self.pairs or preset.pairs:
+            student = pair.partition("-")[2]
+            space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
+            space.placements(network_table()[student].num_branches)
+
+
+Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AblationOptions(SweepOptions):
+    """Run ablation studies of HSAKD's student: arms that share teacher, stream and bank, so that differences are paired by seed.
+
+    Results join those of other studies and sweeps in --out. Run the same command again after any interruption.
+    """
+
+    study: tuple[Study, ...]
+    """One or more studies."""
+    teacher: Literal["joint", "frozen"] = "joint"
+    """Regime of the teacher that all arms share (the paper's ablations: joint)."""
+    placements: Literal["subsets", "paper"] = "subsets"
+    """aux-placement: none and every non-empty subset of c1..cL, or none, each alone, and all."""
+    objective: Literal["task+kl_q", "full"] = "task+kl_q"
+    """aux-placement: the paper's task+kl_q, or the full objective."""
+    temperatures: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
+    """temperature: the grid."""
+    weights: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    """loss-weights: the grid of kl_q and of kl_p."""
+    full_grid: bool = False
+    """loss-weights: every combination instead of one weight at a time (the other at 1)."""
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """few-shot: parts of the training set that the student sees."""
+    methods: tyro.conf.Fixed[tuple[str, ...]] = ()
+    trials: tyro.conf.Fixed[int | None] = None
+    search_budget: tyro.conf.Fixed[str | None] = None
+    space: tyro.conf.Fixed[Path | None] = None
+    top_k: tyro.conf.Fixed[int | None] = None
+    pruner: tyro.conf.Fixed[Literal["none", "median", "hyperband"]] = "none"
+
+    def __post_init__(self) -> None:
+        SweepOptions.__post_init__(self)
+        _check("study", "nothing", len(self.study) > 0, "one or more names of studies")
+        for name in ("temperatures", "weights", "ratios"):
+            values = getattr(self, name)
+            _check(name, " ".join(map(str, values)) or "nothing", len(values) > 0 and min(values) > 0, "one or more numbers above 0")
+            _check(name, " ".join(map(str, values)), len(set(values)) == len(values), "different numbers")
+        _check("ratios", " ".join(map(str, self.ratios)), max(self.ratios) <= 1, "at most 1")
+        _check("weights", " ".join(map(str, self.weights)), 1.0 in self.weights, "a grid with 1, the paper's, in it")
 
 
 def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:
@@ -127,7 +195,7 @@ def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:
 def parse(options: Callable[..., O], arguments: Sequence[str] | None = None) -> O:
     """Parse the command line into `options`; bad input is one sentence on stderr and exit status 2."""
     try:
-        return tyro.cli(options, args=arguments)
+        return tyro.cli(options, args=arguments, config=(tyro.conf.SuppressFixed,))
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]) if error.args else str(error))
 

@@ -4,12 +4,13 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore
+from hsakd.records import PlanEntry, ResultStore
 from sweeps.cli import SweepOptions, parse, refuse
 from sweeps.live import SweepView
 from sweeps.presets import PRESETS
@@ -21,10 +22,9 @@ DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
 
 
-def print_plan(options: SweepOptions) -> None:
+def print_plan(options: SweepOptions, lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> None:
     """Print the work-list and its cost; nothing is started or written."""
     store = ResultStore(options.out)
-    lines = known_work(options)
     configs: dict[str, TrialConfig] = {}
     for _, config in lines:
         for trial in (*config.requirements(), config):
@@ -54,11 +54,13 @@ def top_k_of(options: SweepOptions) -> int:
 def main() -> int:
     """Run the command; return its exit status: 0 only if the sweep is complete."""
     options = parse(SweepOptions)
+    return run_work(options, known_work(options))
+
+
+def run_work(options: SweepOptions, lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> int:
+    """Run a command's work-list in its result folder, or print it; return the exit status."""
     if options.dry_run:
-        try:
-            print_plan(options)
-        except ValueError as error:
-            refuse(str(error))
+        print_plan(options, lines)
         return 0
     out = options.out.resolve()
     store = ResultStore(out)
@@ -71,10 +73,24 @@ def main() -> int:
     except OSError as error:
         refuse(f"--out is {options.out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
     with lock:
-        return run_locked(options, store)
+        return run_locked(options, store, lines)
 
 
-def run_locked(options: SweepOptions, store: ResultStore) -> int:
+def lines_to_keep(plan: Sequence[PlanEntry], lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> list[PlanEntry]:
+    """Return the lines of an earlier plan that stay beside the new `lines`: those of studies that `lines` do not plan anew.
+
+    Searches and what is outside any study belong to `run_pairs.py`, which plans them whole each time.
+    """
+
+    def place(entry: PlanEntry) -> tuple[str, str, str]:
+        is_study = bool(entry.study) and entry.purpose not in ("search", "confirm")
+        return (entry.study, entry.teacher, entry.student) if is_study else ("", "", "")
+
+    planned = {place(entry) for entry, _ in lines}
+    return [entry for entry in plan if place(entry) not in planned]
+
+
+def run_locked(options: SweepOptions, store: ResultStore, lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> int:
     """Run the sweep while this process holds the folder's lock."""
     from hsakd.data import load_dataset  # torch is imported from here on, not for --help or --dry-run
     from sweeps.engine import EngineOptions, NoGpus, run_schedule
@@ -82,7 +98,8 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
     out = store.root
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     try:
-        schedule = Schedule(options, store, lambda config: store.finished(config.trial_id))
+        kept = lines_to_keep(store.read_plan(), lines)
+        schedule = Schedule(options, store, lambda config: store.finished(config.trial_id), lines=lines, kept=kept)
         load_dataset(schedule.factory.data, data_dir, download=options.download)
         if schedule.searches:
             load_dataset(schedule.factory.search_data, data_dir)

@@ -1,7 +1,8 @@
 """What to run next: the work-list, the searches and the truth on disk; knows nothing of Ray, so that a virtual clock can drive it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 
 from hsakd.config import TrialConfig
@@ -15,9 +16,9 @@ from sweeps.worklist import (
     Setting,
     TrialFactory,
     known_work,
-    num_search_trials,
     num_train_images,
     pairs_of,
+    search_budget,
     seeds_of,
     training_multi_adds,
 )
@@ -36,9 +37,19 @@ class Schedule:
     """Emits trials whose requirements are done: the longest remaining path first, then searches, confirmations and winners.
 
     `finished` looks a trial up in the result folder. Every trial is emitted at most once; `entries` is the plan as far as it is known.
+    `lines` are the work (None: what `options` ask for), `kept` are other commands' lines of the same folder, which stay in its plan.
+    `watchers` hear of every epoch.
     """
 
-    def __init__(self, options: SweepOptions, store: ResultStore, finished: IsFinished) -> None:
+    def __init__(
+        self,
+        options: SweepOptions,
+        store: ResultStore,
+        finished: IsFinished,
+        *,
+        lines: Sequence[tuple[PlanEntry, TrialConfig]] | None = None,
+        kept: Sequence[PlanEntry] = (),
+    ) -> None:
         self.options, self.store, self.finished = options, store, finished
         self.factory = TrialFactory(options)
         self.entries: list[PlanEntry] = []
@@ -52,7 +63,9 @@ class Schedule:
         self.numbers: dict[str, list[tuple[PairSearch, int]]] = {}
         self.is_stopping = False
         self.lines: set[tuple[str, str, str, str, int]] = set()
-        for entry, config in known_work(options):
+        self.kept = list(kept)
+        self.watchers: list[Callable[[TrialConfig, EpochMetrics], None]] = []
+        for entry, config in known_work(options) if lines is None else lines:
             self._add(entry, config)
         self.searches: dict[str, PairSearch] = {}
         self.search_teachers: dict[str, TrialConfig] = {}
@@ -65,11 +78,19 @@ class Schedule:
             storage = open_storage(store.journal_path)
             for pair in pairs_of(options):
                 pruner = make_pruner(options.pruner, self.factory.optim.epochs)
-                search = PairSearch(pair, storage, num_trials=num_search_trials(options), pruner=pruner)
-                self.searches[pair.name] = search
                 teacher = self.factory.joint_teacher(pair.teacher, 0, for_search=True)
                 self.search_teachers[pair.name] = teacher
                 self.student_costs[pair.name] = cost_of(self.factory.hsakd(pair, 0, teacher))
+                search = PairSearch(
+                    pair,
+                    storage,
+                    budget=search_budget(options),
+                    pruner=pruner,
+                    space=options.search_space(),
+                    learning_rate=self.factory.student_learning_rate(pair.student),
+                    cost_of=partial(self._student_runs, pair),
+                )
+                self.searches[pair.name] = search
                 self.phases[pair.name] = "search"
                 for trial in search.study.get_trials(deepcopy=False):
                     if trial.state.name != "WAITING" and trial.params:
@@ -77,6 +98,10 @@ class Schedule:
         for name in sorted(self.searches, key=lambda name: self.student_costs[name]):
             self.stages_after[self.search_teachers[name].trial_id] = (name, SEARCH_STAGES)
         self._advance()
+
+    def _student_runs(self, pair: Pair, setting: Setting) -> float:
+        """Return a search trial's cost over that of the paper's setting."""
+        return cost_of(self.factory.hsakd(pair, 0, self.search_teachers[pair.name], setting)) / self.student_costs[pair.name]
 
     def _add(self, entry: PlanEntry, config: TrialConfig) -> None:
         for requirement in config.requirements():
@@ -184,6 +209,8 @@ class Schedule:
 
     def on_epoch(self, trial_id: str, metrics: EpochMetrics) -> bool:
         """Pass an epoch on to the study; return whether the trial should be pruned."""
+        for watch in self.watchers:
+            watch(self.configs[trial_id], metrics)
         verdicts = [search.should_prune(number, metrics) for search, number in self.numbers.get(trial_id, [])]  # each study hears of it
         return any(verdicts)
 
@@ -280,4 +307,4 @@ class Schedule:
             waiting += [entry] * search.num_left()
             if self.phases[name] != "report":
                 waiting += [replace(entry, purpose="report", method=TUNED, study="", seed=seed) for seed in seeds_of(self.options)]
-        return self.entries + waiting
+        return self.kept + self.entries + waiting

@@ -7,7 +7,8 @@ from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
 from sweeps.cli import OWN_IMAGES, SweepOptions
-from sweeps.presets import ONLINE, PRESETS, SLOW_LEARNERS, with_epochs
+from sweeps.presets import ONLINE, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, with_epochs
+from sweeps.space import SearchBudget
 
 TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
 HSAKD_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))  # Eq. 5
@@ -31,16 +32,20 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What the search varies: the temperature, the weights of kl_q and kl_p, and which branches are distilled (None: all)."""
+    """What the search varies: the temperature, the weights of kl_q and kl_p, which branches are distilled (None: all), and, where the
+    space asks for them, a weight per distilled branch (None: all 1) and the learning rate (None: the student's usual one)."""
 
     temperature: float = HSAKD_TEMPERATURE
     kl_q: float = 1.0
     kl_p: float = 1.0
     taps: tuple[int, ...] | None = None
+    branch_weights: tuple[float, ...] | None = None
+    learning_rate: float | None = None
 
     @property
     def objective(self) -> ObjectiveConfig:
-        return ObjectiveConfig(terms=(("task", 1.0), ("kl_q", self.kl_q), ("kl_p", self.kl_p)), temperature=self.temperature)
+        terms = (("task", 1.0), ("kl_q", self.kl_q), ("kl_p", self.kl_p))
+        return ObjectiveConfig(terms=terms, temperature=self.temperature, branch_weights=self.branch_weights)
 
 
 PAPER_SETTING = Setting()
@@ -59,8 +64,12 @@ class TrialFactory:
         self.numerics = NumericsConfig()
         self.student_numerics = NumericsConfig(teacher_predictions=options.predictions)
 
+    def student_learning_rate(self, network: str) -> float:
+        """Return the learning rate of the paper's setting."""
+        return self._optim(network, self.optim).learning_rate
+
     def _optim(self, network: str, optim: OptimConfig) -> OptimConfig:
-        return replace(optim, learning_rate=0.01) if network in SLOW_LEARNERS else optim
+        return replace(optim, learning_rate=SLOW_LEARNING_RATE) if network in SLOW_LEARNERS else optim
 
     def baseline(self, network: str, seed: int) -> TrialConfig:
         """The plain task, no branches: the Student row, and the frozen regime's backbone."""
@@ -100,10 +109,11 @@ class TrialFactory:
 
     def hsakd(self, pair: Pair, seed: int, teacher: TrialConfig, setting: Setting = PAPER_SETTING) -> TrialConfig:
         """A student of `teacher`, on the same data."""
+        optim = self._optim(pair.student, self.optim)
         return TrialConfig(
             network=pair.student,
             data=teacher.data,
-            optim=self._optim(pair.student, self.optim),
+            optim=optim if setting.learning_rate is None else replace(optim, learning_rate=setting.learning_rate),
             objective=setting.objective,
             numerics=self.student_numerics,
             taps=setting.taps,
@@ -142,9 +152,16 @@ def seeds_of(options: SweepOptions) -> range:
     return range(options.seeds if options.seeds is not None else len(PRESETS[options.preset].seeds))
 
 
+def search_budget(options: SweepOptions) -> SearchBudget:
+    """Return what each pair's study may spend."""
+    if options.search_budget is not None:
+        return SearchBudget.parse(options.search_budget)
+    return SearchBudget(trials=options.trials if options.trials is not None else PRESETS[options.preset].num_search_trials)
+
+
 def num_search_trials(options: SweepOptions) -> int:
-    """Return the Optuna trials per pair."""
-    return options.trials if options.trials is not None else PRESETS[options.preset].num_search_trials
+    """Return the Optuna trials per pair, if none is pruned."""
+    return search_budget(options).most_trials_at_full_cost
 
 
 def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
@@ -182,6 +199,8 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
                     "HSAKD": factory.hsakd(pair, seed, frozen),
                     "HSAKD*": factory.hsakd(pair, seed, joint),
                 }
+                if "HSAKD-tuned" in methods and "HSAKD*" not in methods:  # what was searched is reported beside what it is compared with
+                    add(pair, "report", "HSAKD*", rows["HSAKD*"], seed=seed, teacher_seed=teacher_seed)
                 if "Student" in methods and teacher_seed == 0:
                     add(pair, "report", "Student", factory.baseline(pair.student, seed), seed=seed)
                 if ONLINE in methods and teacher_seed == 0:
@@ -198,14 +217,15 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward)."""
     terms = {name for name, _ in config.objective.terms}
     rotations = config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
-    per_row = BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
+    fed = rotations if config.rotations is None else min(rotations, len(config.rotations))
+    per_image = fed * BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.peer is not None:
         peer = replace(config, network=config.peer, peer=None)
-        per_row += BACKWARD_FACTOR * _multi_adds(peer, with_branches=bool(terms & {"ce_q", "kl_q"}))
+        per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.teacher is not None:
-        per_row += _multi_adds(config.teacher, with_branches="kl_q" in terms)
+        per_image += rotations * _multi_adds(config.teacher, with_branches="kl_q" in terms)
     scale = ((config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)) / 32) ** 2
-    return per_row * rotations * scale * num_images * config.optim.epochs
+    return per_image * scale * num_images * config.optim.epochs
 
 
 DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "stl10": 96, "tinyimagenet": 64}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from analysis.aggregate import Results
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, HATCHES, new_figure
 from analysis.search import studies_of
 
@@ -13,7 +13,10 @@ from analysis.search import studies_of
 def draw(results: Results, options: Options) -> list[Drawing]:
     """Return a group of bars per study: shares of the variance of validation accuracy (fANOVA)."""
     del options
-    found = {study.name: (study, study.importances()) for study in studies_of(results)}
+    studies = studies_of(results)
+    if not studies:
+        raise NotAsked("Importance: the folder's plan has no search trials.")
+    found = {study.label: (study, study.importances) for study in studies}
     found = {name: value for name, value in found.items() if value[1]}
     if not found:
         raise NothingToShow("Importance: no study has four complete trials that vary a parameter.")

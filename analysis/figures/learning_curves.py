@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.aggregate import METHODS, Results, for_pair, pair_label, pairs_of, reported
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, LINES, MARKERS, new_figure
 
 
@@ -11,6 +11,8 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     """Return a panel per pair; lines are means over seeds, bands reach from the lowest to the highest seed."""
     del options
     entries = reported(results)
+    if entries.empty:
+        raise NotAsked("Learning curves: the folder's plan has no reported pair.")
     entries = entries[(entries["status"] == "complete") & ((entries["purpose"] == "report") | entries["method"].isin(METHODS[:2]))]
     curves = results.epochs(entries["trial_id"].to_list(), ["top1_test"]).dropna()
     pairs = [pair for pair in pairs_of(entries) if for_pair(entries, pair)["trial_id"].isin(curves["trial_id"]).any()]

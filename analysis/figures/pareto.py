@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.aggregate import METHODS, Results, for_pair, make_cell, pair_label, pairs_of, reported
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, MARKERS, new_figure
 
 
@@ -11,6 +11,8 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     """Return a point per method and pair: multiply-adds of the network, and test accuracy."""
     entries = reported(results)
     pairs = pairs_of(entries)
+    if not pairs:
+        raise NotAsked("Accuracy against cost: the folder's plan has no reported pair.")
     points = []
     for pair in pairs:
         for method in METHODS:

@@ -5,7 +5,7 @@ import itertools
 from matplotlib import colormaps
 
 from analysis.aggregate import Results, for_pair, make_cell, pair_label, pairs_of
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import new_figure
 
 
@@ -14,7 +14,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     entries = results.rows(purpose="report", study="aux-placement")
     pairs = pairs_of(entries)
     if not pairs:
-        raise NothingToShow("Placement lattice: the folder's plan has no aux-placement trials.")
+        raise NotAsked("Placement lattice: the folder's plan has no aux-placement trials.")
     figure, axes = new_figure(len(pairs), height=3.8)
     ids: list[str] = []
     for panel, pair in zip(axes, pairs, strict=True):

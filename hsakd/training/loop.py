@@ -20,7 +20,7 @@ from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate
 from hsakd.training.mutual import mutual_loss
-from hsakd.training.predictions import TeacherPredictions, prefers_channels_last
+from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
 
 
 class TrialInterrupted(Exception):
@@ -80,14 +80,29 @@ def gather_batch(dataset: Dataset, indices: Tensor, views: Tensor, *, dtype: tor
 
 
 def compute_loss(
-    network: HierarchicalNet, objective: Objective, batch: Batch, predictions: TeacherPredictions | None, *, autocast: torch.dtype | None
+    network: HierarchicalNet,
+    objective: Objective,
+    batch: Batch,
+    predictions: TeacherPredictions | None,
+    *,
+    autocast: torch.dtype | None,
+    rotations: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet."""
+    """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet.
+
+    With `rotations` the student sees those turns only; the teacher is asked about all, so that every such student shares its bank.
+    """
     if network.peer is not None:
         return mutual_loss(network, objective, batch, autocast=autocast)
     num_rotations = network.num_rotations if objective.is_rotated else 1
     rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
     teacher = predictions.predict(batch, rows) if predictions is not None else None
+    if rotations is not None and num_rotations > 1:
+        rows = select_turns(rows.view(-1, num_rotations, *rows.shape[1:]), rotations).flatten(0, 1)
+        num_rotations = len(rotations)
+        if teacher is not None:
+            joint_logits = tuple(select_turns(joint, rotations) for joint in teacher.joint_logits)
+            teacher = Predictions(select_turns(teacher.logits, rotations), joint_logits)
     device_type = rows.device.type
     context = torch.autocast(device_type, dtype=autocast) if autocast is not None else contextlib.nullcontext()
     with context:
@@ -102,8 +117,14 @@ def compute_loss(
             teacher_joint_logits=() if teacher is None else teacher.joint_logits,
             temperature=objective.temperature,
             branch_weights=objective.branch_weights,
+            rotations=rotations if objective.is_rotated else None,
         )
     )
+
+
+def select_turns(values: Tensor, rotations: tuple[int, ...]) -> Tensor:
+    """Return `values` [B, M, ...] at some of the M turns; by stacking views, since an index list would be copied from the host."""
+    return torch.stack([values[:, turn] for turn in rotations], dim=1)
 
 
 class RunningLosses:
@@ -138,11 +159,12 @@ def training_step(
     step: int,
     learning_rate: float,
     autocast: torch.dtype | None = None,
+    rotations: tuple[int, ...] | None = None,
 ) -> None:
     """Take one optimizer step and add its losses to `losses`; nothing here waits for the device (so it runs on `meta`, too)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast)
+    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, rotations=rotations)
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -255,6 +277,7 @@ def fit(
                 step=epoch * steps_per_epoch + step,
                 learning_rate=learning_rate_at(optim, epoch, step, steps_per_epoch),
                 autocast=autocast,
+                rotations=config.rotations,
             )
         mean_loss, mean_terms = losses.means(steps_per_epoch)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started

@@ -190,7 +190,8 @@ class TrialConfig(DataclassConfig):
     """One training: a baseline, a backbone, a teacher or a student; they differ only in `objective`, `taps`, `teacher` and `backbone`.
 
     `taps` are the 1-based stages that have an auxiliary classifier c_l (None: all of the network's, (): none). `teacher` is the trial whose
-    final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher regime).
+    final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher
+    regime; with `taps` () a linear probe, which trains a new linear layer in place of the backbone's).
     `rotations` are the quarter turns that training feeds to rotated terms, of the `num_rotations` that joint labels distinguish (None:
     all of them; always with 0, the unrotated image): an ablation, whose joint classifiers, teacher and bank stay those of all turns.
     `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is. `peer` is a network that
@@ -240,10 +241,16 @@ class TrialConfig(DataclassConfig):
         )
 
     @property
-    def role(self) -> Literal["baseline", "teacher", "student"]:
-        """What the trial is for: `teacher` has labels on rotated images, `student` distils, `baseline` is the plain task."""
+    def role(self) -> Literal["baseline", "teacher", "student", "probe"]:
+        """What the trial is for.
+
+        `teacher` has labels on rotated images, `student` distils, `baseline` is the plain task, `probe` trains a new linear layer on the
+        frozen backbone of a trial, possibly for another data set.
+        """
         if self.teacher is not None or self.peer is not None:
             return "student"
+        if self.backbone is not None and self.taps == ():
+            return "probe"
         return "teacher" if self.backbone is not None or any(name == "ce_q" for name, _ in self.objective.terms) else "baseline"
 
     @property

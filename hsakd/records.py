@@ -61,7 +61,7 @@ class TrialRecord:
     status: str = _column("one of complete, pruned, diverged, out_of_memory, failed")
     error: str = _column("text", "")
     attempts: int = _column("count", 1)
-    role: str = _column("baseline, teacher or student")
+    role: str = _column("baseline, teacher, student or probe")
     network: str = _column("name")
     dataset: str = _column("name")
     seed: int = _column("seed")

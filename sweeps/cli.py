@@ -187,6 +187,36 @@ class AblationOptions(SweepOptions):
         _check("weights", " ".join(map(str, self.weights)), 1.0 in self.weights, "a grid with 1, the paper's, in it")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferOptions(SweepOptions):
+    """Train linear probes on the frozen backbones of all finished students of a sweep, by the authors' linear evaluation.
+
+    Results join those of the sweep in --out. Run the same command again after any interruption.
+    """
+
+    students: tuple[str, ...] = ()
+    """Table rows whose students are probed; default: all of the folder's."""
+    preset: tyro.conf.Fixed[Literal["paper", "fashion", "digits"]] = "paper"
+    methods: tyro.conf.Fixed[tuple[str, ...]] = ()
+    seeds: tyro.conf.Fixed[int | None] = None
+    teacher_seeds: tyro.conf.Fixed[int] = 1
+    predictions: tyro.conf.Fixed[Literal["live", "bank"]] = "live"
+    bank_dir: tyro.conf.Fixed[Path | None] = None
+    bank_budget: tyro.conf.Fixed[float | None] = None
+    padding: tyro.conf.Fixed[int | None] = None
+    flip: tyro.conf.Fixed[bool] = True
+    trials: tyro.conf.Fixed[int | None] = None
+    search_budget: tyro.conf.Fixed[str | None] = None
+    space: tyro.conf.Fixed[Path | None] = None
+    top_k: tyro.conf.Fixed[int | None] = None
+    pruner: tyro.conf.Fixed[Literal["none", "median", "hyperband"]] = "none"
+
+    def __post_init__(self) -> None:
+        SweepOptions.__post_init__(self)
+        _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(DATASET_NAMES)}")
+        _check("out", str(self.out), (self.out / "plan.parquet").is_file(), "the folder of a sweep")
+
+
 def _check(name: str, value: object, is_accepted: bool, accepted: str) -> None:
     if not is_accepted:
         raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")

@@ -24,6 +24,7 @@ from hsakd.models.network import HierarchicalNet
 Origin = Literal["ours", "hsakd", "crd", "sskd", "torchvision", "plain"]
 Layout = Literal["ours", "hsakd"]
 
+HEAD = "backbone.head."
 _WRAPPERS: Mapping[str, Origin] = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
 _MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
 """Who uses which stem stride: the state dicts can't tell."""
@@ -60,9 +61,15 @@ class _Weights:
 
 
 def load_weights(
-    network: HierarchicalNet, source: str | os.PathLike[str] | Mapping[str, object], *, origin: Origin | None = None
+    network: HierarchicalNet,
+    source: str | os.PathLike[str] | Mapping[str, object],
+    *,
+    origin: Origin | None = None,
+    with_head: bool = True,
 ) -> LoadReport:
     """Load a weights file, or a state dict, into `network`; a backbone-only file loads the backbone and says so.
+
+    Without `with_head` the backbone's linear layer stays as it is: the file's may be of another class count.
 
     `origin` states where a file comes from when its content can't tell: MobileNetV2 of the authors (stem stride 1) and of CRD and SSKD
     (stride 2) have the same keys and shapes.
@@ -78,10 +85,12 @@ def load_weights(
     if weights.network is not None and weights.network != network.name:
         raise ValueError(f"{label}: holds {weights.network}, not {network.name}")
     given, is_ours = _in_our_keys(network, weights.tensors, label)
+    if not with_head:
+        given = {key: tensor for key, tensor in given.items() if not key.startswith(HEAD)}
     if network.spec.family == "mobilenetv2" and weights.network is None:
         stated = weights.origin if not is_ours or is_file else "ours"
         _check_mobilenet(network.name, label, origin or stated, has_branches=any(key.startswith("auxiliary") for key in given))
-    return _load(network, given, label, "ours" if is_ours and origin is None else _format(network, weights.origin))
+    return _load(network, given, label, "ours" if is_ours and origin is None else _format(network, weights.origin), with_head=with_head)
 
 
 def _format(network: HierarchicalNet, origin: Origin) -> Origin:
@@ -103,11 +112,11 @@ def _check_mobilenet(name: str, label: str, origin: Origin, *, has_branches: boo
         raise ValueError(f"{label}: {origin} weights of MobileNetV2 are {expected}, not {name} (the stem's stride differs)")
 
 
-def _load(network: HierarchicalNet, given: dict[str, Tensor], label: str, origin: Origin) -> LoadReport:
+def _load(network: HierarchicalNet, given: dict[str, Tensor], label: str, origin: Origin, *, with_head: bool) -> LoadReport:
     expected = network.state_dict()
     order = list(authors_keys(network)) if has_authors_layout(network) else list(expected)
     has_branches = any(key.startswith("auxiliary_classifiers.") for key in given)
-    wanted = [key for key in order if has_branches or key.startswith("backbone.")]
+    wanted = [key for key in order if (has_branches or key.startswith("backbone.")) and (with_head or not key.startswith(HEAD))]
     present_branches = tuple(f"auxiliary_classifiers.{tap}." for tap in network.taps)
     ignored = tuple(key for key in given if key.startswith("auxiliary_classifiers.") and not key.startswith(present_branches))
 

@@ -204,8 +204,9 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
     if config.imported_sha256 is not None:
         load_weights(network, store.root / "imported" / f"{config.imported_sha256}.safetensors")
     if config.backbone is not None:
-        _load_required_weights(network, store, config.backbone)
-        network.freeze_backbone()
+        is_probe = config.role == "probe"
+        _load_required_weights(network, store, config.backbone, with_head=not is_probe)
+        network.freeze_backbone(trains_head=is_probe)
     if config.peer is not None:
         attach_peer(network, config)
     return network.double() if config.numerics.precision == "float64" else network
@@ -238,7 +239,7 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
     )
 
 
-def _load_required_weights(network: HierarchicalNet, store: ResultStore, requirement: TrialConfig) -> None:
+def _load_required_weights(network: HierarchicalNet, store: ResultStore, requirement: TrialConfig, *, with_head: bool = True) -> None:
     """Load a finished trial's weights; a file that can't be read, or isn't what the trial recorded, is set aside."""
     path = store.weights_path(requirement.trial_id)
     subject = f"trial {requirement.trial_id} ({requirement.network}, {requirement.role})"
@@ -251,7 +252,7 @@ def _load_required_weights(network: HierarchicalNet, store: ResultStore, require
         is_intact = False
     if not is_intact:
         raise MissingTeacher(f"{subject} had damaged weights, moved to {store.set_aside(path)}")
-    load_weights(network, path)
+    load_weights(network, path, with_head=with_head)
 
 
 def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:

@@ -61,7 +61,7 @@ def _uniform(
         mine = mine[(mine["status"] == "complete") & (mine["config_json"] != "")]
         facts = pd.DataFrame([_grounds(text) for text in mine["config_json"]], index=mine.index, columns=["data", "regime", "teacher"])
         groups = [("the training data", "data", facts)]
-        groups += [(f"the {regime} teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
+        groups += [(f"the {regime!s} teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
         for what, column, group in groups:
             counts = group[column].value_counts()
             usual = max(sorted(counts.index), key=lambda value: counts[value], default="")

@@ -166,7 +166,8 @@ class NumericsConfig(DataclassConfig):
     """How the arithmetic is done: every switch that may change the last digits.
 
     `teacher_predictions` "bank" keeps the teacher's answers in `bank_dtype` ("live" asks it anew each step). `channels_last` None takes
-    the measured choice of the network's family. `initialization` "authors" reproduces their initial weights family by family.
+    the measured choice of the network's family on CPUs, and is off elsewhere. `initialization` "authors" reproduces their initial weights
+    family by family.
     """
 
     precision: Literal["float32", "bfloat16", "float64"] = "float32"

@@ -242,6 +242,10 @@ class ResultStore:
     def weights_path(self, trial_id: str) -> Path:
         return self.checkpoint_dir(trial_id) / "weights.safetensors"
 
+    def imported_path(self, sha256: str) -> Path:
+        """Where the weights of a foreign file lie in our layout, named by that file's digest."""
+        return self.root / "imported" / f"{sha256}.safetensors"
+
     @property
     def plan_path(self) -> Path:
         return self.root / "plan.parquet"

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hsakd.config import ObjectiveConfig, TrialConfig
-from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
 from sweeps.cli import AblationOptions
+from sweeps.networks import network_facts
 from sweeps.worklist import HSAKD_TEMPERATURE, KD_OBJECTIVE, Pair, TrialFactory, pairs_of, seeds_of
 
 Terms = tuple[tuple[str, float], ...]
@@ -116,7 +116,7 @@ def ablation_work(options: AblationOptions) -> list[tuple[PlanEntry, TrialConfig
     for study, pair, teacher_seed in itertools.product(options.study, pairs_of(options), range(options.teacher_seeds)):
         make_teacher = factory.joint_teacher if options.teacher == "joint" else factory.frozen_teacher
         teacher = make_teacher(pair.teacher, teacher_seed)
-        arms = STUDIES[study](options, network_table()[pair.student].num_branches)
+        arms = STUDIES[study](options, network_facts(pair.student).num_branches)
         name = "Teacher*" if options.teacher == "joint" else "Teacher"
         rows = [("teacher", name, 0, teacher)]
         rows += [("report", arm.label, seed, student_of(arm, factory, pair, seed, teacher)) for arm in arms for seed in seeds_of(options)]

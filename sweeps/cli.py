@@ -9,6 +9,7 @@ from typing import Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.network_table import network_table
+from sweeps.networks import is_network, network_facts
 from sweeps.presets import EXTRA_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE
 from sweeps.space import SearchBudget, SearchSpace, read_space
 
@@ -79,6 +80,10 @@ class SweepOptions:
     """Besides each epoch's end, checkpoint this often."""
     keep_checkpoints: Literal["all", "last"] = "last"
     """Keep resume files of finished trials, or final weights only."""
+    teacher_weights: Path | None = None
+    """Folder of backbones or whole teachers, named after their network, used instead of training them."""
+    initialization: Literal["he", "authors"] = "he"
+    """Initial weights: one rule for all networks, or the authors' family by family."""
     address: str | None = None
     """A running Ray cluster: auto or HOST:PORT."""
     require_gpus: bool = False
@@ -102,8 +107,8 @@ class SweepOptions:
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):
-                _check("pairs", pair, network in network_table(), f"TEACHER-STUDENT of {', '.join(network_table())}")
-            same_depth = network_table()[teacher].num_branches == network_table()[student].num_branches
+                _check("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
+            same_depth = network_facts(teacher).num_branches == network_facts(student).num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         self._check_space()
         if self.dataset is not None:
@@ -123,6 +128,10 @@ class SweepOptions:
             self.address is None or not self.address.startswith("ray://"),
             "auto or HOST:PORT; for ray:// use `ray job submit`",
         )
+        folder = self.teacher_weights
+        _check("teacher_weights", folder, folder is None or folder.is_dir(), "a folder of weight files")
+        one_teacher = folder is None or self.teacher_seeds == 1
+        _check("teacher_seeds", self.teacher_seeds, one_teacher, "1 with --teacher-weights, as a file is one teacher")
         _check("out", str(self.out), "://" not in str(self.out) and ":/" not in str(self.out), "a folder that all nodes share")
         _check("out", str(self.out), not self.out.exists() or self.out.is_dir(), "a folder")
         if self.out.is_dir() and any(self.out.iterdir()):
@@ -140,7 +149,7 @@ class SweepOptions:
         for pair in self.pairs or preset.pairs:
             student = pair.partition("-")[2]
             space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
-            space.placements(network_table()[student].num_branches)
+            space.placements(network_facts(student).num_branches)
 
 
 Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
@@ -197,6 +206,7 @@ class TransferOptions(SweepOptions):
     students: tuple[str, ...] = ()
     """Table rows whose students are probed; default: all of the folder's."""
     preset: tyro.conf.Fixed[Literal["paper", "fashion", "digits"]] = "paper"
+    teacher_weights: tyro.conf.Fixed[Path | None] = None
     methods: tyro.conf.Fixed[tuple[str, ...]] = ()
     seeds: tyro.conf.Fixed[int | None] = None
     teacher_seeds: tyro.conf.Fixed[int] = 1

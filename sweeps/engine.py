@@ -24,6 +24,7 @@ from typing import Any
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps.schedule import Schedule
+from sweeps.teacher_files import doubt
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -187,6 +188,8 @@ class ScheduleSearcher(Searcher):
             f"top-1 {record.top1_last:.2f} %" if record.top1_last is not None else record.error.splitlines()[0] if record.error else ""
         )
         self.say(f"{record.status:8s} {describe(config)}  {accuracy}")
+        if (sentence := doubt(record)) is not None:
+            self.say(sentence)
 
     def _record(self, config: TrialConfig, status: str, error: str, *, attempts: int = 1) -> TrialRecord:
         """Write the record of a trial that could not write its own."""

@@ -15,6 +15,7 @@ from sweeps.cli import SweepOptions, parse, refuse
 from sweeps.live import SweepView
 from sweeps.presets import PRESETS
 from sweeps.schedule import Schedule, cost_of
+from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
 from sweeps.worklist import PAPER_SETTING, TrialFactory, known_work, num_search_trials, pairs_of, seeds_of
 
 INTERRUPTED = 130
@@ -59,6 +60,10 @@ def main() -> int:
 
 def run_work(options: SweepOptions, lines: Sequence[tuple[PlanEntry, TrialConfig]]) -> int:
     """Run a command's work-list in its result folder, or print it; return the exit status."""
+    try:
+        print("".join(f"{line}\n" for line in describe_files(options)), end="")
+    except (ValueError, OSError) as error:
+        refuse(str(error))
     if options.dry_run:
         print_plan(options, lines)
         return 0
@@ -98,6 +103,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: Sequence[tuple[
     out = store.root
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     try:
+        import_files(teacher_files(options).values(), store)
         kept = lines_to_keep(store.read_plan(), lines)
         schedule = Schedule(options, store, lambda config: store.finished(config.trial_id), lines=lines, kept=kept)
         load_dataset(schedule.factory.data, data_dir, download=options.download)
@@ -139,6 +145,8 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     for path in sorted((schedule.store.root / "set_aside").glob("*")):
         print(f"set aside as unreadable, its trial is done again: {path}", file=sys.stderr)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    for sentence in filter(None, map(doubt, schedule.done.values())):
+        print(f"note: {sentence}", file=sys.stderr)
     if schedule.is_complete:
         print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0

@@ -13,8 +13,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from hsakd.network_table import network_table
 from hsakd.records import EpochMetrics, TrialRecord
+from sweeps.networks import network_facts
 from sweeps.space import PAPER_VALUES, SearchBudget, SearchSpace, placements
 from sweeps.worklist import PAPER_SETTING, Pair, Setting
 
@@ -78,7 +78,7 @@ class PairSearch:
     ) -> None:
         self.pair, self.budget, self.learning_rate, self.cost_of = pair, budget, learning_rate, cost_of
         self.space = SearchSpace() if space is None else space
-        num_branches = network_table()[pair.student].num_branches
+        num_branches = network_facts(pair.student).num_branches
         self.placements = self.space.placements(num_branches)
         self.subsets = {name: tuple(int(tap) for tap in name.split("+")) for name in placements(num_branches)}
         with warnings.catch_warnings():

@@ -4,16 +4,18 @@ from dataclasses import dataclass, replace
 
 from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
-from hsakd.network_table import network_table
 from hsakd.records import PlanEntry
 from sweeps.cli import OWN_IMAGES, SweepOptions
+from sweeps.networks import network_facts
 from sweeps.presets import ONLINE, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, with_epochs
 from sweeps.space import SearchBudget
+from sweeps.teacher_files import TeacherFile, TeacherFiles, teacher_files
 
 TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
 HSAKD_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))  # Eq. 5
 HSAKD_TEMPERATURE = 3.0  # the authors' code
 KD_OBJECTIVE = ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9)), temperature=4.0)  # CRD's published KD command (Tian et al. 2020)
+IMPORTED = OptimConfig(epochs=0, milestones=())
 BACKWARD_FACTOR = 3.0  # a training row costs a forward and about two in the backward pass
 
 
@@ -61,8 +63,9 @@ class TrialFactory:
         self.search_data = replace(self.data, validation_fraction=preset.validation_fraction)
         self.optim = preset.optim if options.epochs is None else with_epochs(preset.optim, options.epochs)
         self.branch_optim = preset.branch_optim if options.epochs is None else with_epochs(preset.branch_optim, options.epochs)
-        self.numerics = NumericsConfig()
-        self.student_numerics = NumericsConfig(teacher_predictions=options.predictions)
+        self.numerics = NumericsConfig(initialization=options.initialization)
+        self.student_numerics = replace(self.numerics, teacher_predictions=options.predictions)
+        self.files = teacher_files(options)
 
     def student_learning_rate(self, network: str) -> float:
         """Return the learning rate of the paper's setting."""
@@ -77,8 +80,28 @@ class TrialFactory:
             network=network, data=self.data, optim=self._optim(network, self.optim), numerics=self.numerics, taps=(), seed=seed
         )
 
+    def _imported(self, file: TeacherFile, *, taps: tuple[int, ...] | None, objective: ObjectiveConfig) -> TrialConfig:
+        """A trial that is read from a file and evaluated, not trained."""
+        return TrialConfig(
+            network=file.network, data=self.data, optim=IMPORTED, objective=objective, taps=taps, imported_sha256=file.sha256
+        )
+
+    def _files(self, network: str) -> TeacherFiles:
+        return self.files.get(network, TeacherFiles())
+
+    def teacher_backbone(self, network: str, seed: int) -> TrialConfig:
+        """KD's teacher, and what the frozen regime's branches are trained on: from a file, or a baseline."""
+        file = self._files(network).backbone
+        return self.baseline(network, seed) if file is None else self._imported(file, taps=(), objective=ObjectiveConfig())
+
     def joint_teacher(self, network: str, seed: int, *, for_search: bool = False) -> TrialConfig:
-        """Everything trained from scratch; for searches on train minus validation."""
+        """Everything trained from scratch, or from a file; for searches trained on train minus validation."""
+        file = self._files(network).joint
+        if file is not None and not for_search:
+            return self._imported(file, taps=None, objective=ObjectiveConfig(terms=TEACHER_TERMS))
+        return self._trained_jointly(network, seed, for_search=for_search)
+
+    def _trained_jointly(self, network: str, seed: int, *, for_search: bool) -> TrialConfig:
         data = self.search_data if for_search else self.data
         objective = ObjectiveConfig(terms=TEACHER_TERMS)
         return TrialConfig(
@@ -86,13 +109,16 @@ class TrialFactory:
         )
 
     def frozen_teacher(self, network: str, seed: int) -> TrialConfig:
-        """Branches trained on the frozen baseline."""
+        """Branches trained on the frozen backbone, or the whole from a file."""
+        file, backbone = self._files(network).frozen, self.teacher_backbone(network, seed)
+        if file is not None:
+            return replace(self._imported(file, taps=None, objective=ObjectiveConfig(terms=TEACHER_TERMS)), backbone=backbone)
         optim = self._optim(network, self.branch_optim)
-        return replace(self.joint_teacher(network, seed), optim=optim, backbone=self.baseline(network, seed))
+        return replace(self._trained_jointly(network, seed, for_search=False), optim=optim, backbone=backbone)
 
     def kd(self, pair: Pair, seed: int, teacher_seed: int) -> TrialConfig:
         """Conventional distillation from the frozen regime's backbone."""
-        teacher = self.baseline(pair.teacher, teacher_seed)
+        teacher = self.teacher_backbone(pair.teacher, teacher_seed)
         return replace(self.baseline(pair.student, seed), objective=KD_OBJECTIVE, numerics=self.student_numerics, teacher=teacher)
 
     def online(self, pair: Pair, seed: int) -> TrialConfig:
@@ -188,7 +214,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
             joint = factory.joint_teacher(pair.teacher, teacher_seed)
             frozen = factory.frozen_teacher(pair.teacher, teacher_seed)
             if "KD" in methods or "HSAKD" in methods:
-                add(pair, "backbone", "Teacher", factory.baseline(pair.teacher, teacher_seed), teacher_seed=teacher_seed)
+                add(pair, "backbone", "Teacher", factory.teacher_backbone(pair.teacher, teacher_seed), teacher_seed=teacher_seed)
             if "HSAKD" in methods:
                 add(pair, "teacher", "Teacher", frozen, teacher_seed=teacher_seed)
             if "HSAKD*" in methods or "HSAKD-tuned" in methods:
@@ -241,6 +267,6 @@ def num_train_images(config: TrialConfig) -> int:
 
 
 def _multi_adds(config: TrialConfig, *, with_branches: bool) -> float:
-    facts = network_table()[config.network]
+    facts = network_facts(config.network)
     taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
     return facts.multi_adds + (sum(facts.branch_multi_adds[tap - 1] for tap in taps) if with_branches else 0)

@@ -15,6 +15,13 @@ class StageBuilder(Protocol):
     def __call__(self, in_channels: int, *, downsample: bool) -> nn.Module: ...
 
 
+class HeightAwareStage(nn.Sequential):
+    """A stage that does something else in a backbone for images of some height [pixels]; branches call it without."""
+
+    def forward(self, maps: Tensor, image_height: int | None = None) -> Tensor:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
     """One row of the stage table: how to build the stage, and the width of its output, the tap of c_l."""
@@ -40,7 +47,7 @@ class BackboneSpec:
     """A whole backbone: `stem()` gives `stem_channels` maps, `neck()` stands between the last stage and global pooling.
 
     `neck_in_extractor` tells where the authors' files keep a branch's neck (ShuffleNetV2: inside, others: outside);
-    `prefers_channels_last` is the measured preference of the family's convolutions. `extractor`, if there is one, stands for stem and
+    `prefers_channels_last` is the family's measured preference on CPUs (all so far). `extractor`, if there is one, stands for stem and
     stages in the backbone (a timm model): rows -> the maps of all stages.
     """
 
@@ -53,7 +60,7 @@ class BackboneSpec:
     backbone_init: PartInit
     branch_init: PartInit
     neck_in_extractor: bool = False
-    prefers_channels_last: bool = False
+    prefers_channels_last: bool = True
     extractor: Callable[[], nn.Module] | None = None
 
 

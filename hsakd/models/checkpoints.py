@@ -9,9 +9,9 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,6 +25,7 @@ Origin = Literal["ours", "hsakd", "crd", "sskd", "torchvision", "plain"]
 Layout = Literal["ours", "hsakd"]
 
 HEAD = "backbone.head."
+ZIP_START, PICKLE_START = b"PK", b"\x80"  # torch.save's format, and its old one
 _WRAPPERS: Mapping[str, Origin] = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
 _MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
 """Who uses which stem stride: the state dicts can't tell."""
@@ -60,48 +61,86 @@ class _Weights:
     network: str | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Renamed:
+    """Tensors under our keys, the file's name of each, and whether the file had our keys."""
+
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+    is_ours: bool
+
+
 def load_weights(
     network: HierarchicalNet,
     source: str | os.PathLike[str] | Mapping[str, object],
     *,
     origin: Origin | None = None,
     with_head: bool = True,
+    member: Literal[1, 2] | None = None,
 ) -> LoadReport:
     """Load a weights file, or a state dict, into `network`; a backbone-only file loads the backbone and says so.
 
     Without `with_head` the backbone's linear layer stays as it is: the file's may be of another class count.
 
     `origin` states where a file comes from when its content can't tell: MobileNetV2 of the authors (stem stride 1) and of CRD and SSKD
-    (stride 2) have the same keys and shapes.
+    (stride 2) have the same keys and shapes. `member` states which network of a pair (the authors' online files: `net1`, `net2`) is meant.
 
     Raises:
         ValueError: no such file, not a weights file, truncated, of another network or class count; the message names the first differing
             key and both shapes. The network is unchanged.
     """
+    if origin is not None and origin not in get_args(Origin):
+        raise ValueError(f"origin is {origin!r}; accepted: {', '.join(get_args(Origin))}")
     label = "state dict" if isinstance(source, Mapping) else str(Path(source))
     weights = _unwrap(source, label) if isinstance(source, Mapping) else _read(Path(source))
-    is_file = not isinstance(source, Mapping)
-    weights = _Weights(tensors=weights.tensors, origin=origin or weights.origin, network=weights.network)
-    if weights.network is not None and weights.network != network.name:
-        raise ValueError(f"{label}: holds {weights.network}, not {network.name}")
-    given, is_ours = _in_our_keys(network, weights.tensors, label)
+    weights = replace(weights, tensors=_of_member(weights.tensors, member, label))
+    given = _in_our_keys(network, weights.tensors, label)
     if not with_head:
-        given = {key: tensor for key, tensor in given.items() if not key.startswith(HEAD)}
+        own = {key: tensor for key, tensor in network.state_dict().items() if key.startswith(HEAD)}
+        given = replace(given, tensors={**given.tensors, **own})
+    difference = _first_difference(network, given)
+    if weights.network is not None and weights.network != network.name:
+        detail = difference or "every key and shape is the same, what they compute is not"
+        raise ValueError(f"{label}: holds {weights.network}, not {network.name}; {detail}")
+    if difference is not None:
+        raise ValueError(f"{label}: {difference}")
     if network.spec.family == "mobilenetv2" and weights.network is None:
-        stated = weights.origin if not is_ours or is_file else "ours"
-        _check_mobilenet(network.name, label, origin or stated, has_branches=any(key.startswith("auxiliary") for key in given))
-    return _load(network, given, label, "ours" if is_ours and origin is None else _format(network, weights.origin), with_head=with_head)
+        is_in_memory = given.is_ours and isinstance(source, Mapping)
+        _check_mobilenet(network.name, label, origin or ("ours" if is_in_memory else _mobilenet_origin(weights, given)))
+    return _load(network, given, "ours" if given.is_ours and origin is None else _format(network, origin or weights.origin))
 
 
 def _format(network: HierarchicalNet, origin: Origin) -> Origin:
     return "torchvision" if origin == "plain" and network.spec.family == "imagenet_resnet" else origin
 
 
-def _check_mobilenet(name: str, label: str, origin: Origin, *, has_branches: bool) -> None:
+def _of_member(tensors: dict[str, Tensor], member: int | None, label: str) -> dict[str, Tensor]:
+    """Return the tensors of one network of a pair, or all tensors of a file that holds one network."""
+    is_pair = any(key.startswith(("net1.", "net2.")) for key in tensors)
+    if is_pair and member not in (1, 2):
+        raise ValueError(f"{label}: holds a pair of networks (net1, net2); state which one: member=1 or member=2")
+    if not is_pair and member is not None:
+        raise ValueError(f"{label}: holds one network, but member is {member!r}; accepted: None")
+    if not is_pair:
+        return tensors
+    chosen = {key.removeprefix(f"net{member}."): tensor for key, tensor in tensors.items() if key.startswith(f"net{member}.")}
+    if not chosen:
+        raise ValueError(f"{label}: holds no tensors of net{member}")
+    return chosen
+
+
+def _mobilenet_origin(weights: _Weights, given: _Renamed) -> Origin:
+    """Tell who wrote a MobileNetV2 state dict without a wrapper, where its keys can tell."""
+    if weights.origin == "plain" and any("classifier.0." in name for name in given.names.values()):
+        return "crd"
+    if weights.origin == "plain" and not given.is_ours and any(key.startswith("auxiliary_classifiers.") for key in given.tensors):
+        return "hsakd"  # CRD and SSKD have no auxiliary classifiers under these names
+    return weights.origin
+
+
+def _check_mobilenet(name: str, label: str, origin: Origin) -> None:
     if origin == "ours":
         return
-    if origin == "plain" and has_branches:
-        origin = "hsakd"  # CRD and SSKD have no auxiliary classifiers under these names
     expected = _MOBILENETS.get(origin)
     if expected is None:
         raise ValueError(
@@ -109,61 +148,78 @@ def _check_mobilenet(name: str, label: str, origin: Origin, *, has_branches: boo
             "say where they come from: origin='hsakd' (stride 1), 'crd' or 'sskd' (stride 2), or 'ours'"
         )
     if expected != name:
-        raise ValueError(f"{label}: {origin} weights of MobileNetV2 are {expected}, not {name} (the stem's stride differs)")
+        raise ValueError(
+            f"{label}: {origin} weights of MobileNetV2 are {expected}, not {name} (the stem's stride differs, no key and no shape does)"
+        )
 
 
-def _load(network: HierarchicalNet, given: dict[str, Tensor], label: str, origin: Origin, *, with_head: bool) -> LoadReport:
-    expected = network.state_dict()
-    order = list(authors_keys(network)) if has_authors_layout(network) else list(expected)
-    has_branches = any(key.startswith("auxiliary_classifiers.") for key in given)
-    wanted = [key for key in order if (has_branches or key.startswith("backbone.")) and (with_head or not key.startswith(HEAD))]
-    present_branches = tuple(f"auxiliary_classifiers.{tap}." for tap in network.taps)
-    ignored = tuple(key for key in given if key.startswith("auxiliary_classifiers.") and not key.startswith(present_branches))
+def _wanted_keys(network: HierarchicalNet, given: _Renamed) -> list[str]:
+    """Return our keys that a file has to have, in the authors' order: the backbone's, and the branches' if it has any branch."""
+    order = list(authors_keys(network)) if has_authors_layout(network) else list(network.state_dict())
+    has_branches = any(key.startswith("auxiliary_classifiers.") for key in given.tensors)
+    return [key for key in order if has_branches or key.startswith("backbone.")]
 
-    def refuse(key: str) -> ValueError:
-        there = tuple(given[key].shape) if key in given else "nothing"
-        here = tuple(expected[key].shape) if key in expected else "nothing"
-        text = f"{network.name} with {network.num_classes} classes and {network.num_rotations} rotations"
-        return ValueError(f"{label}: first difference at {key!r}: the file has {there}, {text} has {here}")
+
+def _ignored_keys(network: HierarchicalNet, given: _Renamed) -> tuple[str, ...]:
+    """Return the file's keys of branches that the network was built without, if the network could have them."""
+    prefixes = tuple(f"auxiliary_classifiers.{tap}." for tap in range(1, network.num_branches + 1) if tap not in network.taps)
+    return tuple(key for key in given.tensors if prefixes and key.startswith(prefixes))
+
+
+def _first_difference(network: HierarchicalNet, given: _Renamed) -> str | None:
+    """Return the first key (the file's name and ours) in which file and network differ, with both shapes; None where they agree."""
+    expected, wanted, ignored = network.state_dict(), _wanted_keys(network, given), set(_ignored_keys(network, given))
+    here = f"{network.name} with {network.num_classes} classes and {network.num_rotations} rotations"
+
+    def difference(key: str) -> str:
+        name = given.names.get(key, _authors_key(network, key) if not given.is_ours else key)
+        alias = f" ({key!r} here)" if name != key else ""
+        shape_there = tuple(given.tensors[key].shape) if key in given.tensors else "nothing"
+        shape_here = tuple(expected[key].shape) if key in expected else "nothing"
+        return f"first difference at {name!r}{alias}: the file has {shape_there}, {here} has {shape_here}"
 
     for key in wanted:
-        if key not in given and key.endswith("num_batches_tracked"):
+        if key not in given.tensors and key.endswith("num_batches_tracked"):
             continue
-        if key not in given or given[key].shape != expected[key].shape:
-            raise refuse(key)
-        if given[key].is_floating_point() != expected[key].is_floating_point():
-            raise ValueError(f"{label}: {key!r} is {given[key].dtype}, {network.name} has {expected[key].dtype}")
-    for key in given:
-        if key not in expected and key not in ignored:
-            raise refuse(key)
-    chosen = {key: given[key] for key in wanted if key in given}
+        if key not in given.tensors or given.tensors[key].shape != expected[key].shape:
+            return difference(key)
+        if given.tensors[key].is_floating_point() != expected[key].is_floating_point():
+            return f"{difference(key)}, as {given.tensors[key].dtype} instead of {expected[key].dtype}"
+    return next((difference(key) for key in given.tensors if key not in expected and key not in ignored), None)
+
+
+def _authors_key(network: HierarchicalNet, key: str) -> str:
+    return authors_keys(network).get(key, key) if has_authors_layout(network) else key
+
+
+def _load(network: HierarchicalNet, given: _Renamed, origin: Origin) -> LoadReport:
+    chosen = {key: given.tensors[key] for key in _wanted_keys(network, given) if key in given.tensors}
     network.load_state_dict(chosen, strict=False)
+    order = list(authors_keys(network)) if has_authors_layout(network) else list(network.state_dict())
     return LoadReport(
         format=origin,
         loaded=tuple(chosen),
         missing=tuple(key for key in order if key not in chosen),
-        ignored=ignored,
+        ignored=_ignored_keys(network, given),
     )
 
 
-def _in_our_keys(network: HierarchicalNet, tensors: dict[str, Tensor], label: str) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors under our keys, and whether they were ours already; keys that mean nothing here stay as they are."""
+def _in_our_keys(network: HierarchicalNet, tensors: dict[str, Tensor], label: str) -> _Renamed:
+    """Rename the authors' keys; keys that mean nothing here stay as they are."""
     if any(key.startswith(("auxiliary_classifiers.", "backbone.stages.", "backbone.stem.", "backbone.extractor.")) for key in tensors):
-        return tensors, True
+        return _Renamed(tensors=tensors, names={key: key for key in tensors}, is_ours=True)
     if not has_authors_layout(network):
         raise ValueError(f"{label}: {network.name} reads only files that this project wrote")
-    if any(key.startswith("net1.") for key in tensors):
-        raise ValueError(f"{label}: holds a pair of networks (net1, net2); pass the tensors of one of them, without that prefix")
     is_plain = not any(key.startswith(("backbone.", "auxiliary_classifier.")) for key in tensors)
     whole = HierarchicalNet.on_meta(network.name, num_classes=network.num_classes, num_rotations=network.num_rotations)
     ours = {theirs: mine for mine, theirs in authors_keys(whole).items()}
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    names: dict[str, str] = {}
+    for key in tensors:
         theirs = f"backbone.{key}" if is_plain else key
         if network.spec.family == "mobilenetv2":
             theirs = theirs.replace("backbone.classifier.0.", "backbone.classifier.")  # CRD's head is a Sequential
-        renamed[ours.get(theirs, key)] = tensor
-    return renamed, False
+        names[ours.get(theirs, key)] = key
+    return _Renamed(tensors={mine: tensors[key] for mine, key in names.items()}, names=names, is_ours=False)
 
 
 def _read(path: Path) -> _Weights:
@@ -180,7 +236,9 @@ def _read(path: Path) -> _Weights:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path}: truncated or damaged safetensors file ({error})") from error
         found = _unwrap(tensors, str(path))
-        return _Weights(tensors=found.tensors, origin=found.origin, network=metadata.get("network"))
+        return replace(found, network=metadata.get("network"))
+    if not start.startswith((ZIP_START, PICKLE_START)):
+        raise ValueError(f"{path}: refused: not a weights file, or truncated (neither safetensors nor torch.save's format)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -211,7 +269,15 @@ def _unwrap(content: Mapping[str, object], label: str) -> _Weights:
                 f"{label}: {key!r} is a {type(value).__name__}, not a tensor; accepted: a state dict, or one under net, model, state_dict"
             )
         tensors[key.removeprefix("module.")] = value
-    return _Weights(tensors=tensors, origin=origin, network=None)
+    return _Weights(tensors=tensors, origin=origin, network=_network_name(content))
+
+
+def _network_name(state: Mapping[str, object]) -> str | None:
+    """Return the name that `HierarchicalNet.state_dict()` leaves in its metadata; None for other state dicts."""
+    metadata = getattr(state, "_metadata", None)
+    root = metadata.get("") if isinstance(metadata, Mapping) else None
+    name = root.get("network") if isinstance(root, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 def save_weights(

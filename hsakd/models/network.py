@@ -1,12 +1,12 @@
 """`HierarchicalNet`: a backbone and its auxiliary classifiers. The one forward, and the one builder of c_l."""
 
 import hashlib
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit
+from hsakd.models.backbone import NETWORKS, BackboneSpec, HeightAwareStage, PartInit
 from hsakd.models.timm_networks import PREFIX, timm_spec
 
 Initialization = Literal["he", "authors"]
@@ -58,9 +58,16 @@ class Backbone(Classifier):
             return extracted
         maps, outputs = self.stem(rows), []
         for stage in self.stages:
-            maps = stage(maps)
+            maps = stage(maps, rows.shape[2]) if isinstance(stage, HeightAwareStage) else stage(maps)
             outputs.append(maps)
         return tuple(outputs)
+
+
+def _name_state_dict(network: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Leave the network's name in a state dict's metadata: MobileNetV2's two stem strides have equal keys and shapes."""
+    del state, prefix
+    assert isinstance(network, HierarchicalNet)
+    metadata["network"] = network.name
 
 
 class HierarchicalNet(nn.Module):
@@ -85,6 +92,7 @@ class HierarchicalNet(nn.Module):
         self.peer: HierarchicalNet | None = None  # in online mutual distillation: trained with this network, never part of its forward
         self.backbone = Backbone(spec, num_classes)
         self.auxiliary_classifiers = nn.ModuleDict({str(tap): self._auxiliary_classifier(tap) for tap in self.taps})
+        self.register_state_dict_post_hook(_name_state_dict)  # type: ignore[no-untyped-call]
 
     @classmethod
     def on_meta(

@@ -1,15 +1,32 @@
 """VGG with batch normalization (Simonyan and Zisserman 2015) in CRD's CIFAR form: convolutions with bias, head on a global average.
 
-Conv groups 0, 1, 2 and 3+4 are the four stages; a stage that downsamples begins with its 2x2 max-pool. So c_4 is two groups deep.
+Conv groups 0, 1, 2 and 3+4 are the four stages; a stage that downsamples begins with its 2x2 max-pool. So c_4 is two groups deep. As in
+the authors' code, the backbone has a fourth max-pool, between groups 3 and 4, where images are exactly 64 pixels high; branches never have.
 """
 
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
-from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit, Stage, conv
+from hsakd.models.backbone import NETWORKS, BackboneSpec, HeightAwareStage, PartInit, Stage, conv
 
 WIDTHS = (64, 128, 256, 512, 512)
+HEIGHT_WITH_FOURTH_POOL = 64
+
+
+class LastGroups(HeightAwareStage):
+    """Groups 3 and 4; `split` is the number of layers before group 4."""
+
+    def __init__(self, layers: list[nn.Module], split: int) -> None:
+        super().__init__(*layers)
+        self.split = split
+
+    def forward(self, maps: Tensor, image_height: int | None = None) -> Tensor:
+        for index, layer in enumerate(self):
+            if index == self.split and image_height == HEIGHT_WITH_FOURTH_POOL:
+                maps = nn.functional.max_pool2d(maps, 2)
+            maps = layer(maps)
+        return maps
 
 
 def vgg(convolutions: tuple[int, int, int, int, int], *, has_bn: bool) -> BackboneSpec:
@@ -18,14 +35,16 @@ def vgg(convolutions: tuple[int, int, int, int, int], *, has_bn: bool) -> Backbo
     def stage(groups: tuple[int, ...]) -> Stage:
         def build(in_channels: int, *, downsample: bool) -> nn.Module:
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if downsample and groups[0] > 0 else []
+            split = 0
             for group in groups:
+                split = len(layers)
                 for _ in range(convolutions[group]):
                     layers.append(conv(in_channels, WIDTHS[group], 3, bias=True))
                     if has_bn:
                         layers.append(nn.BatchNorm2d(WIDTHS[group]))
                     layers.append(nn.ReLU())
                     in_channels = WIDTHS[group]
-            return nn.Sequential(*layers)
+            return LastGroups(layers, split) if len(groups) > 1 else nn.Sequential(*layers)
 
         return Stage(build=build, out_channels=WIDTHS[groups[-1]])
 

@@ -33,6 +33,7 @@ from hsakd.training.predictions import LivePredictions, Predictions, TeacherPred
 
 DEFAULT_SHARE_OF_FREE_DISK = 0.5
 META_FILE = "meta.json"
+BRANCH_PREFIX = "joint_"
 ROOT_LOCK = "banks.lock"  # held while a bank is opened or deleted, so that neither meets the other half-way
 LAYOUT = 2  # raised when a stored bank would be read, or its numbers made, in another way
 
@@ -98,7 +99,7 @@ class BankPredictions:
         self.live = live
         self.num_views = dataset.views.num_views
         num_entries = len(dataset.train_labels) * self.num_views
-        widths = {"logits": num_classes} | {f"joint_{tap}": num_classes * live.teacher.num_rotations for tap in live.branches}
+        widths = {"logits": num_classes} | {f"{BRANCH_PREFIX}{tap}": num_classes * live.teacher.num_rotations for tap in live.branches}
         self.dtype = torch.float16 if dtype == np.float16 else torch.float32
         self.arrays = [BankArray(folder, name, num_entries, (live.num_rotations, width), dtype) for name, width in widths.items()]
         descriptors = [use_lock, self.write_lock, *(fd for array in self.arrays for fd in (array.data_fd, array.mark_fd))]
@@ -225,12 +226,15 @@ def open_predictions(
         "precision": numerics.precision,
         "tf32": numerics.tf32,
         "channels_last": is_channels_last,
+        "device": next(teacher.parameters()).device.type,
         "layout": LAYOUT,
     }
-    size = bank_bytes(
-        len(dataset.train_labels), dataset.views.num_views, num_rotations, teacher.num_classes, len(branches), numerics.bank_dtype
-    )
     folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    kept = {int(file.stem.removeprefix(BRANCH_PREFIX)) for file in folder.glob(f"{BRANCH_PREFIX}*.data")}  # of other placements
+    num_branches = len(kept | set(branches))
+    size = bank_bytes(
+        len(dataset.train_labels), dataset.views.num_views, num_rotations, teacher.num_classes, num_branches, numerics.bank_dtype
+    )
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / ROOT_LOCK).open("ab") as root_lock, locked(root_lock):
@@ -242,8 +246,11 @@ def open_predictions(
                 return live
             _make_room(root, size, budget, keep=folder)
             folder.mkdir(exist_ok=True)
-            with replacing(folder / META_FILE) as temporary:
-                temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
+            if (folder / META_FILE).exists():
+                os.utime(folder / META_FILE)  # the newest; a full disk has no room for writing it anew
+            else:
+                with replacing(folder / META_FILE) as temporary:
+                    temporary.write_text(json.dumps(identity, indent=1, sort_keys=True))
             return BankPredictions(folder, live, dataset, teacher.num_classes, np.dtype(numerics.bank_dtype))
     except OSError as error:
         live.fallback = f"the bank in {root} can't be used: {error.strerror}"

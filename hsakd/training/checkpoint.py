@@ -15,10 +15,22 @@ class CheckpointCorrupt(ValueError):
     """A resume file is cut, foreign or of another trial."""
 
 
+class CheckpointNotWritten(OSError):
+    """The disk has no room for a resume file, or can't be written; the previous file is as it was."""
+
+
 def save_resume(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, lists and dicts only) as the folder's resume file, atomically."""
-    with replacing(folder / RESUME_FILE) as temporary:
-        torch.save(state, temporary)
+    """Write `state` (tensors, numbers, strings, lists and dicts only) as the folder's resume file, atomically.
+
+    Raises:
+        CheckpointNotWritten: the file can't be written.
+    """
+    try:
+        with replacing(folder / RESUME_FILE) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer hides the system's error in a RuntimeError
+        reason = str(error).splitlines()[0]
+        raise CheckpointNotWritten(f"{RESUME_FILE} can't be written in {folder} ({reason}); the previous one is kept") from error
 
 
 def load_resume(folder: Path, trial_id: str, device: torch.device) -> dict[str, Any] | None:

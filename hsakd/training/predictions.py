@@ -39,8 +39,10 @@ class TeacherPredictions(Protocol):
 
 
 def prefers_channels_last(network: HierarchicalNet, numerics: NumericsConfig) -> bool:
-    """Return whether to lay `network` out channels last: as asked, else the measured choice of its family."""
-    return network.spec.prefers_channels_last if numerics.channels_last is None else numerics.channels_last
+    """Return whether to lay `network` out channels last: as asked, else on CPUs its family's measured choice, elsewhere no."""
+    if numerics.channels_last is not None:
+        return numerics.channels_last
+    return network.spec.prefers_channels_last and next(network.parameters()).device.type == "cpu"
 
 
 class LivePredictions:

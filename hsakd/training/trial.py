@@ -100,13 +100,16 @@ def run_trial(
             attempt=context.attempt,
         )
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest, peer = "", network.peer
     network.peer = None  # what is saved, counted and distilled from is one network
     peer_epochs = [row.top1_test_peer for row in epochs if row.top1_test_peer is not None]
     if accuracy is not None:
+        store.checkpoint_dir(config.trial_id).mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
         if peer is not None:
             save_weights(peer, store.checkpoint_dir(config.trial_id) / PEER_WEIGHTS_FILE, layout="ours", notes=dataset.notes)
         save_weights(network, store.weights_path(config.trial_id), layout="ours", notes=dataset.notes)
@@ -202,7 +205,7 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
         initialization=config.numerics.initialization,
     )
     if config.imported_sha256 is not None:
-        load_weights(network, store.root / "imported" / f"{config.imported_sha256}.safetensors")
+        load_weights(network, store.imported_path(config.imported_sha256))
     if config.backbone is not None:
         is_probe = config.role == "probe"
         _load_required_weights(network, store, config.backbone, with_head=not is_probe)
@@ -265,6 +268,11 @@ def _set_determinism(numerics: NumericsConfig) -> None:
     torch.backends.cudnn.allow_tf32 = numerics.tf32
     torch.backends.cudnn.benchmark = not numerics.deterministic
     torch.use_deterministic_algorithms(numerics.deterministic)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or, as a plain RuntimeError of PyTorch's allocator, the host has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """`python -m tests.benchmarks.step`: one student step of the reference against ours, side by side, alternating, medians.
 
 Synthetic 32 px images; all drawn views are warm. "no teacher" is ours with given predictions: the bound that a free teacher reaches.
+With one thread the clock is the process's CPU time, which other work on the machine disturbs least; with more it is wall time.
 """
 
 import json
@@ -24,7 +25,7 @@ from hsakd.models import create_network
 from hsakd.network_table import network_table
 from hsakd.training.bank import open_predictions
 from hsakd.training.loop import RunningLosses, gather_batch, make_optimizer, training_step
-from hsakd.training.predictions import Predictions, TeacherPredictions
+from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
 from tests.benchmarks.reference import reference_losses
 
 PAIRS = (
@@ -54,8 +55,8 @@ class StepOptions:
     """Of ours; the reference is float32."""
     bank: Literal["warm", "cold", "both"] = "warm"
     """Whether the bank holds the drawn views."""
-    channels_last: bool = False
-    """Time ours without a teacher in channels_last, too."""
+    other_layout: bool = False
+    """Time ours without a teacher in the memory format that its family does not prefer, too."""
     rounds: int = 5
     """Steps timed of each."""
     json: Path | None = None
@@ -115,10 +116,10 @@ def steps_of_pair(pair: str, options: StepOptions, root: Path) -> dict[str, Call
         _ = [value.item() for value in values.values()]
 
     def ours(
-        predictions: TeacherPredictions, *, is_bfloat16: bool = False, is_channels_last: bool = False, is_cold: bool = False
+        predictions: TeacherPredictions, *, is_bfloat16: bool = False, is_other_layout: bool = False, is_cold: bool = False
     ) -> Callable[[], None]:
         network = create_network(student_name, num_classes=NUM_CLASSES)
-        if is_channels_last:
+        if is_other_layout != prefers_channels_last(network, NumericsConfig()):
             network = network.to(memory_format=torch.channels_last)
         optimizer, losses = make_optimizer(network, OptimConfig()), RunningLosses(objective.names, torch.device("cpu"))
         calls = iter(range(10**6))
@@ -126,8 +127,6 @@ def steps_of_pair(pair: str, options: StepOptions, root: Path) -> dict[str, Call
         def step() -> None:
             drawn = (views + options.batch * next(calls)) % data.views.num_views if is_cold else views
             batch = gather_batch(data, indices, drawn, dtype=torch.float32)
-            if is_channels_last:
-                batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
             autocast = torch.bfloat16 if is_bfloat16 else None
             training_step(network, objective, optimizer, batch, predictions, losses, step=0, learning_rate=0.01, autocast=autocast)
 
@@ -153,12 +152,12 @@ def steps_of_pair(pair: str, options: StepOptions, root: Path) -> dict[str, Call
             steps["float32 warm"] = ours(opened("bank"))
         if options.bank != "warm":
             steps["float32 cold"] = ours(opened("bank", "cold"), is_cold=True)
-        if options.channels_last:
-            steps["float32 no teacher nhwc"] = ours(Given(answer), is_channels_last=True)
+        if options.other_layout:
+            steps["float32 no teacher, other layout"] = ours(Given(answer), is_other_layout=True)
     if options.precision != "float32":
         steps["bfloat16 warm"] = ours(opened("bank", precision="bfloat16"), is_bfloat16=True)
-        if options.channels_last:
-            steps["bfloat16 no teacher nhwc"] = ours(Given(answer), is_bfloat16=True, is_channels_last=True)
+        if options.other_layout:
+            steps["bfloat16 no teacher, other layout"] = ours(Given(answer), is_bfloat16=True, is_other_layout=True)
     return steps
 
 
@@ -167,23 +166,24 @@ def peak_multiply_adds(dtype: torch.dtype) -> float:
     left = torch.randn(1024, 1024).to(dtype)
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.process_time()
         left @ left
-        seconds.append(time.perf_counter() - started)
+        seconds.append((time.process_time() - started) / torch.get_num_threads())
     return 1024**3 / min(seconds)
 
 
 def measure(pair: str, options: StepOptions) -> dict[str, Any]:
     """Return medians, ratios to the reference, and the student's fraction of the peak multiply-add rate."""
+    clock = time.process_time if options.threads == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as root:
         steps = steps_of_pair(pair, options, Path(root))
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for attempt in range(options.rounds + 1):
             for name, step in steps.items():
-                started = time.perf_counter()
+                started = clock()
                 step()
                 if attempt > 0:
-                    seconds[name].append(time.perf_counter() - started)
+                    seconds[name].append(clock() - started)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     facts = network_table()[pair.split(":")[1]]
     multiply_adds = 3 * 4 * options.batch * (facts.multi_adds + sum(facts.branch_multi_adds))  # forward and twice as many backward

@@ -111,15 +111,46 @@ def test_a_bare_mobilenet_state_dict_must_state_its_origin() -> None:
 
 def test_wrong_networks_and_class_counts_name_the_first_key_and_both_shapes(tmp_path: Path) -> None:
     source = create_network("wrn_16_2", num_classes=5)
-    with pytest.raises(ValueError, match=r"'backbone.stages.0.0.conv1.weight': the file has \(32, 16, 3, 3\), .* has \(16, 16, 3, 3\)"):
+    first = r"'backbone.block1.layer.0.conv1.weight' \('backbone.stages.0.0.conv1.weight' here\): the file has \(32, 16, 3, 3\), "
+    with pytest.raises(ValueError, match=first + r"wrn_16_1 with 5 classes and 4 rotations has \(16, 16, 3, 3\)"):
         load_weights(create_network("wrn_16_1", num_classes=5), authors_state(source))
-    with pytest.raises(ValueError, match=r"backbone.head.weight.*\(5, 128\).*\(6, 128\)"):
+    with pytest.raises(ValueError, match=r"'backbone.fc.weight'.*backbone.head.weight.*\(5, 128\).*\(6, 128\)"):
         load_weights(create_network("wrn_16_2", num_classes=6), authors_state(source))
-    with pytest.raises(ValueError, match="first difference at"):
+    with pytest.raises(ValueError, match=r"'fc.weight' .*\(5, 128\).*\(6, 128\)"):
+        load_weights(create_network("wrn_16_2", num_classes=6), plain_state(source))
+    with pytest.raises(ValueError, match=r"first difference at 'backbone.bn1.weight' .*the file has \(128,\), resnet8 .*has \(16,\)"):
         load_weights(create_network("resnet8", num_classes=5), authors_state(source))
+    with pytest.raises(ValueError, match=r"'auxiliary_classifier.fc1.weight'.*\(20, 128\).*\(10, 128\)"):
+        load_weights(create_network("wrn_16_2", num_classes=5, num_rotations=2), authors_state(source))
     save_weights(source, tmp_path / "w", layout="ours")
-    with pytest.raises(ValueError, match="holds wrn_16_2, not wrn_16_1"):
+    with pytest.raises(ValueError, match=r"holds wrn_16_2, not wrn_16_1; first difference at 'backbone.stages.0.0.*\(32, 16.*\(16, 16"):
         load_weights(create_network("wrn_16_1", num_classes=5), tmp_path / "w")
+
+
+def test_a_refused_file_changes_nothing() -> None:
+    network = create_network("resnet8", num_classes=5, seed=1)
+    state = authors_state(create_network("resnet8", num_classes=5, seed=2))
+    before = weights_sha256(network)
+    with pytest.raises(ValueError, match=r"fc3.bias.*the file has \(4,\).*has \(20,\)"):
+        load_weights(network, {**state, "auxiliary_classifier.fc3.bias": torch.zeros(4)})
+    with pytest.raises(ValueError, match=r"as torch\.int64 instead of torch\.float32"):
+        load_weights(network, {**state, "backbone.fc.bias": torch.zeros(5, dtype=torch.int64)})
+    assert weights_sha256(network) == before
+
+
+def test_a_pairs_file_needs_to_be_told_which_network_is_meant(tmp_path: Path) -> None:
+    members = [create_network("mobilenetv2_half", num_classes=5, seed=seed) for seed in (1, 2)]
+    state = {f"net{number}.{key}": value for number, one in enumerate(members, 1) for key, value in authors_state(one).items()}
+    torch.save({"net": state, "acc": 0.5, "epoch": 1}, tmp_path / "mbv2_mbv2.pth.tar")
+    network = create_network("mobilenetv2_half", num_classes=5)
+    with pytest.raises(ValueError, match="state which one: member=1 or member=2"):
+        load_weights(network, tmp_path / "mbv2_mbv2.pth.tar")
+    for number, one in enumerate(members, 1):
+        report = load_weights(network, tmp_path / "mbv2_mbv2.pth.tar", member=number)  # type: ignore[arg-type]
+        assert (report.format, report.is_backbone_only, report.missing) == ("hsakd", False, ())
+        assert weights_sha256(network) == weights_sha256(one)
+    with pytest.raises(ValueError, match="holds one network, but member is 1"):
+        load_weights(network, authors_state(members[0]), member=1)
 
 
 def test_missing_and_extra_keys_are_refused() -> None:
@@ -130,6 +161,38 @@ def test_missing_and_extra_keys_are_refused() -> None:
         load_weights(network, missing)
     with pytest.raises(ValueError, match=r"backbone.bonus.*has nothing"):
         load_weights(network, {**state, "backbone.bonus": torch.zeros(3)})
+
+
+def test_the_stride_trap_is_closed_for_our_own_state_dicts_and_for_crds_keys(tmp_path: Path) -> None:
+    strided = create_network("mobilenetv2_half_s2", num_classes=5, taps=())
+    network = create_network("mobilenetv2_half", num_classes=5)
+    torch.save(strided.state_dict(), tmp_path / "own.pt")
+    save_weights(strided, tmp_path / "own.safetensors", layout="ours")
+    crd = {name.replace("classifier.", "classifier.0."): value for name, value in plain_state(strided).items()}
+    for source in (strided.state_dict(), tmp_path / "own.pt", tmp_path / "own.safetensors"):
+        with pytest.raises(ValueError, match="holds mobilenetv2_half_s2, not mobilenetv2_half; every key and shape is the same"):
+            load_weights(network, source)
+    with pytest.raises(ValueError, match="crd weights of MobileNetV2 are mobilenetv2_half_s2, not mobilenetv2_half"):
+        load_weights(network, crd)
+    same = create_network("mobilenetv2_half_s2", num_classes=5)
+    for source in (strided.state_dict(), tmp_path / "own.pt", crd):
+        assert load_weights(same, source).is_backbone_only
+    assert load_weights(network, authors_state(network)).format == "plain"  # only the authors have branches under these names
+
+
+def test_an_unknown_origin_lists_the_known_ones() -> None:
+    network = create_network("resnet8", num_classes=5)
+    with pytest.raises(ValueError, match="origin is 'torchhub'; accepted: ours, hsakd, crd, sskd, torchvision, plain"):
+        load_weights(network, network.state_dict(), origin="torchhub")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"", b"a text, no weights", b"{}", bytes(100)])
+def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="not a weights file"):
+        load_weights(create_network("resnet8", num_classes=5), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="can't be read"):
+        load_weights(create_network("resnet8", num_classes=5), tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["ours", "hsakd"])

@@ -1,43 +1,34 @@
 """What holds for every registered network."""
 
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from hsakd.models import HierarchicalNet, create_network, network_names
-from hsakd.models.__main__ import facts_of
+from hsakd.models.backbone import PartInit
+from hsakd.models.facts import facts_of
 from hsakd.network_table import network_table
 
-SMALL = [
-    "wrn_16_1",
-    "resnet8",
-    "resnet8_half",
-    "resnet8x4",
-    "vgg8_bn",
-    "mobilenetv2_half",
-    "shufflenet_v1",
-    "shufflenet_v2",
-    "resnet18_imagenet",
-]
-QUICK = {
-    "wrn_16_1",
-    "wrn_16_2",
-    "resnet8",
-    "resnet8_half",
-    "resnet20",
-    "resnet8x4",
-    "vgg8",
-    "vgg8_bn",
-    "mobilenetv2_half",
-    "mobilenetv2_half_s2",
-} | {
-    "shufflenet_v1",
-    "shufflenet_v2",
-    "resnet18_imagenet",
-}
+ROOT = Path(__file__).parents[2]
+
+SMALL = ["wrn_16_1", "resnet8_half", "vgg8_bn", "mobilenetv2_half", "shufflenet_v1", "shufflenet_v2"]
+"""One network of each family that is quick enough for the fast tests."""
+
+SMALLEST = ["wrn_16_1", "resnet8_half", "vgg8_bn", "shufflenet_v2"]
 
 
-@pytest.mark.parametrize("name", network_names())
+def every_network(quick: list[str]) -> list[Any]:
+    """All registered networks, those not in `quick` marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in network_names()]
+
+
+@pytest.mark.parametrize("name", every_network(SMALLEST))
 def test_shapes_follow_from_size_classes_and_rotations(name: str) -> None:
     for image_size, num_classes, num_rotations in ((16, 1, 4), (32, 10, 2), (64, 200, 4)):
         network = HierarchicalNet.on_meta(name, num_classes=num_classes, num_rotations=num_rotations)
@@ -47,25 +38,76 @@ def test_shapes_follow_from_size_classes_and_rotations(name: str) -> None:
         assert len(output.features) == network.num_branches
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in network_names()])
-def test_every_parameter_gets_a_gradient(name: str) -> None:
+@pytest.mark.parametrize("name", every_network(SMALLEST))
+def test_gradients_reach_every_parameter_they_should_and_no_other(name: str) -> None:
+    """On the meta device: what the graph connects. A joint teacher's branches reach the backbone, a frozen one's don't."""
+    rows = torch.empty(2, 3, 32, 32, device="meta")
+
+    def without_gradient(network: HierarchicalNet, *, of_logits: bool, of_branches: bool) -> set[str]:
+        output = network.train()(rows)
+        losses = ([output.logits.sum()] if of_logits else []) + [logits.sum() for logits in output.joint_logits if of_branches]
+        torch.stack(losses).sum().backward()
+        return {key for key, parameter in network.named_parameters() if parameter.grad is None}
+
+    def build() -> HierarchicalNet:
+        return HierarchicalNet.on_meta(name, num_classes=3, num_rotations=2)
+
+    def keys_of(part: str) -> set[str]:
+        return {key for key, _ in build().named_parameters() if key.startswith(part)}
+
+    assert without_gradient(build(), of_logits=True, of_branches=True) == set()
+    assert without_gradient(build(), of_logits=True, of_branches=False) == keys_of("auxiliary_classifiers.")
+    assert without_gradient(build(), of_logits=False, of_branches=True) == keys_of("backbone.head.") | keys_of("backbone.neck.")
+    frozen = build()
+    frozen.freeze_backbone()
+    assert without_gradient(frozen, of_logits=False, of_branches=True) == keys_of("backbone.")
+
+
+@pytest.mark.parametrize("name", every_network(SMALLEST))
+def test_subsets_of_taps_have_the_same_modules(name: str) -> None:
+    whole = HierarchicalNet.on_meta(name, num_classes=3)
+    shapes = {key: value.shape for key, value in whole.state_dict().items()}
+    stages = range(1, whole.num_branches + 1)
+    for taps in (taps for count in range(whole.num_branches) for taps in combinations(stages, count)):
+        part = HierarchicalNet.on_meta(name, num_classes=3, taps=taps).state_dict()
+        kept = tuple(f"auxiliary_classifiers.{tap}." for tap in taps)
+        wanted = {key for key in shapes if key.startswith(("backbone.", *kept))}
+        assert {key: value.shape for key, value in part.items()} == {key: shapes[key] for key in wanted}
+
+
+@pytest.mark.parametrize("name", every_network(SMALL))
+def test_real_gradients_are_finite_and_not_zero(name: str) -> None:
     network = create_network(name, num_classes=3, num_rotations=2)
     output = network.train()(torch.randn(4, 3, 32, 32))
     (output.logits.square().sum() + sum(logits.square().sum() for logits in output.joint_logits)).backward()
-    assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == []
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+    assert all(parameter.grad.any() for key, parameter in network.named_parameters() if key.endswith("head.weight"))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", every_network(SMALL))
+def test_a_state_dict_makes_another_network_the_same(name: str) -> None:
+    source, copy = (create_network(name, num_classes=3, seed=seed) for seed in (1, 2))
+    copy.load_state_dict(source.state_dict())
+    rows = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected, got = source.eval()(rows), copy.eval()(rows)
+    assert torch.equal(got.logits, expected.logits)
+    assert all(map(torch.equal, got.joint_logits, expected.joint_logits))
+
+
+@pytest.mark.parametrize("name", every_network(SMALL))
 def test_initial_weights_depend_on_network_module_and_seed_only(name: str) -> None:
     whole = create_network(name, num_classes=5, seed=3).state_dict()
     torch.manual_seed(99)
     partial = create_network(name, num_classes=5, seed=3, taps=(2,)).state_dict()
     assert all(torch.equal(value, whole[key]) for key, value in partial.items())
-    other = create_network(name, num_classes=5, seed=4).state_dict()
+    other = create_network(name, num_classes=5, seed=4, taps=()).state_dict()
     assert not torch.equal(other["backbone.head.weight"], whole["backbone.head.weight"])
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", every_network(SMALL))
 def test_the_authors_initialization_has_the_measured_distribution(name: str) -> None:
     network = create_network(name, num_classes=100, initialization="authors")
     rules = {"backbone": network.spec.backbone_init, "auxiliary_classifiers": network.spec.branch_init}
@@ -78,9 +120,43 @@ def test_the_authors_initialization_has_the_measured_distribution(name: str) -> 
         if isinstance(module, nn.Linear) and rule is not None:
             expected = 0.01 if rule.linear == "normal" else (1 / (3 * module.in_features)) ** 0.5
             assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.1), path
+            assert bool(module.bias.detach().any()) == (not rule.zero_bias), path
+
+
+def test_the_families_initial_rules_are_those_measured() -> None:
+    """`upstream.md`: He-normal and zeroed biases, or not, by accident; N(0, 0.01) heads in MobileNetV2 and VGG's backbone."""
+    he, he_zero, default = PartInit(conv="he"), PartInit(conv="he", zero_bias=True), PartInit(conv="torch")
+    normal = PartInit(conv="he", linear="normal", zero_bias=True)
+    measured = {
+        "wrn_40_2": (he_zero, he_zero),
+        "resnet56": (he, he_zero),
+        "resnet50": (he, he),
+        "resnet18_imagenet": (he, he),
+        "mobilenetv2_half": (normal, normal),
+        "vgg13_bn": (normal, default),
+        "shufflenet_v1": (default, he_zero),
+        "shufflenet_v2": (default, default),
+    }
+    for name, rules in measured.items():
+        spec = HierarchicalNet.on_meta(name, num_classes=2).spec
+        assert (spec.backbone_init, spec.branch_init) == rules, name
 
 
 @pytest.mark.parametrize("name", SMALL)
+def test_our_initialization_is_one_rule_for_all(name: str) -> None:
+    network = create_network(name, num_classes=100)
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
+            fan_out = module.weight[0, 0].numel() * module.out_channels
+            assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), path
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert module.bias is None or not module.bias.any(), path
+        if isinstance(module, nn.BatchNorm2d):
+            assert torch.equal(module.weight, torch.ones_like(module.weight)), path
+            assert not module.bias.any(), path
+
+
+@pytest.mark.parametrize("name", every_network(SMALL))
 def test_branches_can_be_chosen_at_build_and_at_call(name: str) -> None:
     rows = torch.randn(2, 3, 32, 32)
     whole = create_network(name, num_classes=4).eval()
@@ -95,7 +171,7 @@ def test_branches_can_be_chosen_at_build_and_at_call(name: str) -> None:
         create_network(name, num_classes=4, taps=(9,))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", every_network(SMALL))
 def test_a_frozen_backbone_stays_in_eval_mode_and_receives_nothing(name: str) -> None:
     network = create_network(name, num_classes=4)
     network.freeze_backbone()
@@ -108,13 +184,15 @@ def test_a_frozen_backbone_stays_in_eval_mode_and_receives_nothing(name: str) ->
     assert all(torch.equal(value, before[key]) for key, value in network.backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["wrn_16_1", "shufflenet_v2", "mobilenetv2_half"])
+@pytest.mark.parametrize("name", every_network(["resnet8_half", "vgg8_bn"]))
 def test_networks_can_be_exported(name: str) -> None:
     network = create_network(name, num_classes=4).eval()
-    rows = torch.randn(2, 3, 32, 32)
+    rows = torch.randn(1, 3, 32, 32)
     exported = torch.export.export(network, (rows,)).module()
     with torch.no_grad():
-        torch.testing.assert_close(exported(rows).logits, network(rows).logits)
+        expected, got = network(rows), exported(rows)
+    torch.testing.assert_close(got.logits, expected.logits)
+    torch.testing.assert_close(got.joint_logits, expected.joint_logits)
 
 
 def test_an_unknown_network_lists_the_known_ones() -> None:
@@ -122,5 +200,20 @@ def test_an_unknown_network_lists_the_known_ones() -> None:
         create_network("resnet9", num_classes=10)
 
 
-def test_the_packaged_table_equals_what_is_measured() -> None:
-    assert {name: facts_of(name) for name in network_names()} == network_table()
+@pytest.mark.parametrize("name", every_network(SMALL))
+def test_the_packaged_table_equals_what_is_measured(name: str) -> None:
+    assert facts_of(name) == network_table()[name]
+
+
+def test_the_packaged_table_has_every_network_and_no_other() -> None:
+    assert sorted(network_table()) == network_names()
+
+
+def test_the_module_lists_every_network_with_its_numbers() -> None:
+    line = [sys.executable, "-m", "hsakd.models"]
+    result = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True, cwd=ROOT)
+    rows = {cells[1].strip(): cells for line in result.stdout.splitlines() if len(cells := line.replace("┃", "│").split("│")) > 6}
+    for name, facts in network_table().items():
+        cells = [cell.strip() for cell in rows[name]]
+        assert cells[2:5] == [f"{facts.parameters:,}", f"{facts.multi_adds / 1e6:,.1f} M", str(facts.num_branches)]
+        assert cells[6] == ", ".join("x".join(map(str, shape)) for shape in facts.tap_shapes)

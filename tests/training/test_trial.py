@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from safetensors.torch import load_file
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.records import EpochMetrics, ResultStore
-from hsakd.training.checkpoint import RESUME_FILE
-from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, run_trial
+from hsakd.training.checkpoint import RESUME_FILE, CheckpointNotWritten
+from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, TrialOutOfMemory, run_trial
 
 DATA = DataConfig(dataset="digits", train_subset=200, validation_fraction=0.2)
 OPTIM = OptimConfig(epochs=3, batch_size=32, milestones=(2,))
@@ -163,6 +164,36 @@ def test_a_broken_checkpoint_is_set_aside_and_the_trial_starts_anew(finished: Pa
     assert undisturbed is not None
     assert record.weights_sha256 == undisturbed.weights_sha256
     assert len(list((tmp_path / "set_aside").iterdir())) == 1
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_one_sentence_and_the_previous_one_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", folder], check=False).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    try:
+        calls = iter(range(10_000))
+        with pytest.raises(TrialInterrupted):
+            run_trial(BASELINE, context(folder), should_stop=lambda: next(calls) >= 7)
+        (folder / "ballast").write_bytes(bytes(shutil.disk_usage(folder).free - 20_000))
+        with pytest.raises(CheckpointNotWritten, match=r"can't be written .*the previous one is kept"):
+            run_trial(BASELINE, context(folder))
+        (folder / "ballast").unlink()
+        epochs: list[int] = []
+        run_trial(BASELINE, context(folder), report=lambda metrics: epochs.append(metrics.epoch))
+        assert epochs == [1, 2]
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("x")])
+def test_out_of_memory_ends_the_attempt_without_a_record(tmp_path: Path, error: Exception) -> None:
+    def exhaust(_: EpochMetrics) -> None:
+        raise error
+
+    with pytest.raises(TrialOutOfMemory, match=BASELINE.trial_id):
+        run_trial(BASELINE, context(tmp_path), report=exhaust)
+    assert ResultStore(tmp_path).read_trial(BASELINE.trial_id) is None
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged_with_its_step(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, replace
 
-from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.records import PlanEntry
-from sweeps.cli import SweepOptions
+from sweeps.cli import OWN_IMAGES, SweepOptions
 from sweeps.networks import network_facts
 from sweeps.presets import (
     BACKBONE_METHODS,
     COMPARATORS,
+    ONLINE,
     PRESETS,
     PRETRAINING_SHARES,
     ROTATED_TERMS,
@@ -59,6 +61,7 @@ class Setting:
 
 
 PAPER_SETTING = Setting()
+ONLINE_OBJECTIVE = ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0), ("kl_q", 1.0), ("kl_p", 1.0)), temperature=HSAKD_TEMPERATURE)
 
 
 class TrialFactory:
@@ -66,7 +69,7 @@ class TrialFactory:
 
     def __init__(self, options: SweepOptions) -> None:
         preset = PRESETS[options.preset]
-        self.data = preset.data if options.dataset is None else replace(preset.data, dataset=options.dataset)
+        self.data = data_of(options)
         self.search_data = replace(self.data, validation_fraction=preset.validation_fraction)
         self.optim = preset.optim if options.epochs is None else with_epochs(preset.optim, options.epochs)
         self.branch_optim = preset.branch_optim if options.epochs is None else with_epochs(preset.branch_optim, options.epochs)
@@ -132,6 +135,18 @@ class TrialFactory:
         teacher = self.teacher_backbone(pair.teacher, teacher_seed)
         return replace(self.baseline(pair.student, seed), objective=objective, numerics=self.student_numerics, teacher=teacher)
 
+    def online(self, pair: Pair, seed: int) -> TrialConfig:
+        """The student and the teacher network of a pair, both untrained at first, distilled into each other."""
+        return TrialConfig(
+            network=pair.student,
+            data=self.data,
+            optim=self._optim(pair.student, self.optim),
+            objective=ONLINE_OBJECTIVE,
+            numerics=self.numerics,
+            seed=seed,
+            peer=pair.teacher,
+        )
+
     def hsakd(self, pair: Pair, seed: int, teacher: TrialConfig, setting: Setting = PAPER_SETTING) -> TrialConfig:
         """A student of `teacher`, on the same data."""
         optim = self._optim(pair.student, self.optim)
@@ -145,6 +160,25 @@ class TrialFactory:
             seed=seed,
             teacher=teacher,
         )
+
+
+def data_of(options: SweepOptions) -> DataConfig:
+    """Return the sweep's data; a user's images are listed and digested. Raises ValueError where they are not as they should be."""
+    preset = PRESETS[options.preset].data
+    if options.dataset == OWN_IMAGES:
+        assert options.data_dir is not None
+        found = scan_image_folder(options.data_dir.resolve())
+        image_size = found.resolved_size(options.image_size)
+        folder = FolderConfig(
+            sha256=found.sha256,
+            num_classes=len(found.classes),
+            num_train_images=len(found.train),
+            padding=image_size // PIXELS_PER_PADDING if options.padding is None else options.padding,
+            has_flip=options.flip,
+        )
+        return DataConfig(dataset=OWN_IMAGES, image_size=image_size, folder=folder)
+    data = preset if options.dataset is None else replace(preset, dataset=options.dataset)
+    return data if options.image_size is None else replace(data, image_size=options.image_size)
 
 
 def pairs_of(options: SweepOptions) -> list[Pair]:
@@ -210,6 +244,8 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
                     add(pair, "report", "HSAKD*", rows["HSAKD*"], seed=seed, teacher_seed=teacher_seed)
                 if "Student" in methods and teacher_seed == 0:
                     add(pair, "report", "Student", factory.baseline(pair.student, seed), seed=seed)
+                if ONLINE in methods and teacher_seed == 0:
+                    add(pair, "report", ONLINE, factory.online(pair, seed), seed=seed)
                 for method, config in rows.items():
                     if method in methods:
                         add(pair, "report", method, config, seed=seed, teacher_seed=teacher_seed)
@@ -224,6 +260,9 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     rotations = config.num_rotations if terms & set(ROTATED_TERMS) else 1
     fed = rotations if config.rotations is None else min(rotations, len(config.rotations))
     per_image = fed * BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
+    if config.peer is not None:
+        peer = replace(config, network=config.peer, peer=None)
+        per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.teacher is not None:
         per_image += rotations * _multi_adds(config.teacher, with_branches="kl_q" in terms)
     scale = ((config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)) / 32) ** 2
@@ -231,13 +270,15 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     return per_image * scale * num_images * epochs
 
 
-DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32}
-TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "stl10": 96, "tinyimagenet": 64}
+TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 5000, "tinyimagenet": 100_000}
 
 
 def num_train_images(config: TrialConfig) -> int:
     """Return the training images, as far as the configuration tells."""
-    images = config.data.train_subset or TRAIN_IMAGES.get(config.data.dataset, 50_000)
+    folder = config.data.folder
+    stored = TRAIN_IMAGES.get(config.data.dataset, 50_000) if folder is None else folder.num_train_images
+    images = config.data.train_subset or stored
     return round(images * config.data.few_shot_ratio * (1 - config.data.validation_fraction))
 
 

@@ -64,7 +64,7 @@ def _uniform(
         mine = mine[(mine["status"] == "complete") & (mine["config_json"] != "")]
         facts = pd.DataFrame([_grounds(text) for text in mine["config_json"]], index=mine.index, columns=["data", "regime", "teacher"])
         groups = [("the training data", "data", facts)]
-        groups += [("the " + str(regime) + " teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
+        groups += [(f"the {regime!s} teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
         for what, column, group in groups:
             counts = group[column].value_counts()
             usual = max(sorted(counts.index), key=lambda value: counts[value], default="")
@@ -110,7 +110,8 @@ def _published(pair: Pair) -> dict[str, Summary]:
     if pair[0] != "cifar100":
         return {}
     rows = reference()
-    rows = rows[(rows["table"] == "table1_cifar100") & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
+    is_here = rows["table"].isin(["table1_cifar100", "online_cifar100"])  # the latter are pairs of a network with itself
+    rows = rows[is_here & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
     return {
         row["method"]: Summary(
             mean=row["mean"], std=None if pd.isna(row["std"]) else row["std"], n=1 if pd.isna(row["std"]) else PUBLISHED_N

@@ -19,6 +19,7 @@ from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate
+from hsakd.training.mutual import mutual_loss
 from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
 from hsakd.training.stages import stage_at, term_context, training_stages
 
@@ -36,6 +37,7 @@ class FitResult:
 
     epochs: list[EpochMetrics]
     accuracy: Accuracy | None
+    peer_accuracy: Accuracy | None = None
     diverged_step: int | None = None
 
 
@@ -103,6 +105,8 @@ def compute_loss(
 
     With `rotations` the student sees those turns only; the teacher is asked about all, so that every such student shares its bank.
     """
+    if network.peer is not None:
+        return mutual_loss(network, objective, batch, autocast=autocast)
     num_rotations = network.num_rotations if objective.is_rotated else 1
     rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
     teacher = predictions.predict(batch, rows) if predictions is not None else None
@@ -330,6 +334,8 @@ def fit(
         evaluation_started = time.monotonic()
         test = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
         val = evaluate(network, data.val_images, data.val_labels, mean=data.mean, std=data.std) if len(data.val_labels) else None
+        peer = network.peer
+        peer_test = evaluate(peer, data.test_images, data.test_labels, mean=data.mean, std=data.std) if peer is not None else None
         epochs.append(
             EpochMetrics(
                 trial_id=config.trial_id,
@@ -341,6 +347,7 @@ def fit(
                 top1_test=test.top1,
                 top5_test=test.top5,
                 top1_val=None if val is None else val.top1,
+                top1_test_peer=None if peer_test is None else peer_test.top1,
                 train_seconds=train_seconds,
                 eval_seconds=time.monotonic() - evaluation_started,
                 bank_hits=0 if predictions is None else predictions.hits - hits,
@@ -351,8 +358,13 @@ def fit(
         save(epoch + 1, 0, 0.0)
         if hooks.on_epoch is not None:
             hooks.on_epoch(epochs[-1])
-    final = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(network.taps) > 0)
-    return FitResult(epochs=epochs, accuracy=final)
+    final, peer_final = (
+        evaluate(member, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(member.taps) > 0)
+        if member is not None
+        else None
+        for member in (network, network.peer)
+    )
+    return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final)
 
 
 def _compiled(network: HierarchicalNet, numerics: NumericsConfig) -> Any:

@@ -13,7 +13,8 @@ PUBLISHED_N = 3  # runs behind a published mean ± std; their ddof is not publis
 PUBLISHED_EPOCHS = 240
 COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
 LATER = ("PKT", "DKD", "DIST", "ReviewKD", "LSKD")
-ROWS = tuple(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,)))
+ONLINE = "HSSAKD (online)"
+ROWS = (*(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,))), ONLINE)
 Pair = tuple[str, str, str]
 
 

@@ -1,22 +1,24 @@
 """Result folders as one frame: the work-list joined with its trials, and cells of mean±std (n) made from it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.compact import Generation, current, read_trial_file, small_files
+from analysis.compact import PARTITIONS, Generation, Small, current, read_trial_file, small_files
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
 from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
 
+T = TypeVar("T")
+READ_ATTEMPTS = 8  # compactions that may overtake one reader
 SELECTIONS = {"last": "top1_last", "val": "top1_at_best_val", "best-test": "top1_best_test"}
 METHODS = ("Teacher", "Teacher*", "Student", "KD", "HSAKD", "HSAKD*", "HSAKD-tuned")
 TRIAL_COLUMNS = [
@@ -47,6 +49,7 @@ class Results:
     trials: pd.DataFrame
     entries: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+    memo: dict[str, Any] = field(default_factory=dict)  # what several artefacts need and is slow to find, by name
 
     def rows(self, purpose: str | None = None, study: str | None = None) -> pd.DataFrame:
         """Return the entries of one purpose and study (None: any)."""
@@ -66,10 +69,8 @@ class Results:
                         found[trial_id] = read_trial_file(path, TRIAL_SCHEMA.names).to_pylist()[0]
                     except ValueError:
                         continue
-            generation = _generation(folder, [])
-            if generation is not None and wanted - set(found):
-                for row in _from_parts(generation, "trials", sorted(wanted - set(found)), TRIAL_SCHEMA.names).to_pylist():
-                    found[row["trial_id"]] = row
+            table = _merged_rows(folder, "trials", sorted(wanted - set(found)), TRIAL_SCHEMA.names, self.notes)
+            found |= {row["trial_id"]: row for row in table.to_pylist()}
         return [found[trial_id] for trial_id in sorted(found)]
 
     def epochs(self, trial_ids: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -85,10 +86,8 @@ class Results:
                         wanted.discard(trial_id)
                     except (pa.ArrowException, OSError):
                         self.notes.append(f"{folder.name}/epochs/{path.name} is not readable Parquet; its curve is left out.")
-            generation = _generation(folder, [])
-            if generation is not None and wanted:
-                parts.append(_from_parts(generation, "epochs", sorted(wanted), names))
-                wanted -= set(parts[-1]["trial_id"].to_pylist())
+            parts.append(_merged_rows(folder, "epochs", sorted(wanted), names, self.notes))
+            wanted -= set(parts[-1]["trial_id"].to_pylist())
         schema = pa.schema([EPOCH_SCHEMA.field(name) for name in names])
         table = pa.concat_tables([part.select(names).cast(schema) for part in parts]) if parts else schema.empty_table()
         return cast(pd.DataFrame, table.to_pandas()).drop_duplicates(["trial_id", "epoch"], keep="last").sort_values(["trial_id", "epoch"])
@@ -148,31 +147,73 @@ def _generation(folder: Path, notes: list[str]) -> Generation | None:
         return None
 
 
-def _from_parts(generation: Generation, kind: str, trial_ids: Sequence[str], columns: Sequence[str]) -> pa.Table:
-    digits = sorted({trial_id[:1] for trial_id in trial_ids})
-    files = [path for digit in digits if (path := generation.folder / kind / f"{digit}.parquet").exists()]
+def _while_current(folder: Path, notes: list[str], read: Callable[[Generation], T]) -> T | None:
+    """Return what `read` makes of the folder's generation; None without one.
+
+    A compaction may replace and delete the generation meanwhile: then its files are gone, and the new one is read from the start.
+    """
+    for _ in range(READ_ATTEMPTS):
+        generation = _generation(folder, notes)
+        if generation is None:
+            return None
+        try:
+            return read(generation)
+        except FileNotFoundError:
+            continue
+    notes.append(f"{folder.name}/compacted lacks files; the small files are read instead.")
+    return None
+
+
+def _merged_rows(folder: Path, kind: str, trial_ids: Sequence[str], columns: Sequence[str], notes: list[str]) -> pa.Table:
+    """Return `columns` of the rows of some trials from the folder's generation; only the partitions that can have them are opened."""
     schema = TRIAL_SCHEMA if kind == "trials" else EPOCH_SCHEMA
     empty = pa.schema([schema.field(name) for name in columns]).empty_table()
-    parts = [pq.read_table(path, columns=list(columns), filters=pc.field("trial_id").isin(list(trial_ids))) for path in files]
-    return pa.concat_tables([empty, *(part.select(list(columns)).cast(empty.schema) for part in parts)])
+    digits = sorted({trial_id[:1] for trial_id in trial_ids} & set(PARTITIONS))
+
+    def read(generation: Generation) -> tuple[list[pa.Table], list[str]]:
+        parts, broken = [empty], []
+        for digit in digits:
+            path = generation.folder / kind / f"{digit}.parquet"
+            try:
+                part = pq.read_table(path, columns=list(columns), filters=pc.field("trial_id").isin(list(trial_ids)))
+                parts.append(part.select(list(columns)).cast(empty.schema))
+            except FileNotFoundError:
+                raise
+            except (pa.ArrowException, OSError):
+                broken.append(f"{folder.name}/compacted: {kind}/{digit}.parquet is not readable; what only it holds is left out.")
+        return parts, broken
+
+    found = _while_current(folder, notes, read) if digits else None
+    if found is None:
+        return empty
+    notes += found[1]
+    return pa.concat_tables(found[0])
 
 
 def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
     schema = pa.schema([TRIAL_SCHEMA.field(name) for name in TRIAL_COLUMNS])
-    parts, broken = [schema.empty_table()], set[str]()
-    files = small_files(folder / "trials")
-    generation = _generation(folder, notes)
-    if generation is not None:
+    empty = schema.empty_table()
+
+    def read_merged(generation: Generation) -> tuple[list[pa.Table], dict[str, Small], list[str]]:
+        files, merged, broken = small_files(folder / "trials"), [empty], []
         fresh = {name for name, at in generation.index.items() if name not in files or (files[name].mtime_ns, files[name].size) == at}
-        for path in sorted((generation.folder / "trials").glob("*.parquet")):
+        for digit in PARTITIONS:
+            path = generation.folder / "trials" / f"{digit}.parquet"
             try:
                 table = pq.read_table(path, columns=TRIAL_COLUMNS).cast(schema)
+            except FileNotFoundError:
+                raise
             except (pa.ArrowException, OSError):
-                notes.append(f"{folder.name}/compacted/{path.name} is not readable; its trials are read from their small files.")
-                fresh = {name for name in fresh if not name.startswith(path.stem)}
+                broken.append(f"{folder.name}/compacted/{path.name} is not readable; its trials are read from their small files.")
+                fresh = {name for name in fresh if not name.startswith(digit)}
                 continue
-            parts.append(table.filter(pc.is_in(table["trial_id"], pa.array(sorted(fresh), pa.string()))))
-        files = {name: file for name, file in files.items() if name not in fresh}
+            merged.append(table.filter(pc.is_in(table["trial_id"], pa.array(sorted(fresh), pa.string()))))
+        return merged, {name: file for name, file in files.items() if name not in fresh}, broken
+
+    found = _while_current(folder, notes, read_merged)
+    parts, files, said = found if found is not None else ([empty], small_files(folder / "trials"), [])
+    notes += said
+    broken = set[str]()
 
     def read(path: Path) -> pa.Table | str:
         try:
@@ -229,6 +270,8 @@ def _facts(config_json: str) -> dict[str, Any]:
         "validation_fraction": data.get("validation_fraction", 0.0),
         "few_shot_ratio": data.get("few_shot_ratio", 1.0),
         "train_subset": data.get("train_subset"),
+        "image_size": data.get("image_size"),
+        "num_rotations": config.get("num_rotations", 4),
         "epochs": optim.get("epochs"),
         "learning_rate": optim.get("learning_rate"),
         "temperature": objective.get("temperature"),
@@ -256,6 +299,11 @@ def pairs_of(entries: pd.DataFrame) -> list[tuple[str, str, str]]:
     with_dataset = {pair[1:] for pair in pairs if pair[0]}
     pairs = [pair for pair in pairs if pair[0] or pair[1:] not in with_dataset]
     return sorted(pairs, key=lambda pair: (pair[0], PAIRS.index(pair[1:]) if pair[1:] in PAIRS else len(PAIRS), pair))
+
+
+def methods_of(entries: pd.DataFrame) -> list[str]:
+    """Return Table 1's methods in their order, then whatever else the entries report (comparators, online distillation), by name."""
+    return [*METHODS, *sorted(set(entries["method"]) - set(METHODS))]
 
 
 def pair_label(pair: tuple[str, str, str], pairs: Sequence[tuple[str, str, str]]) -> str:

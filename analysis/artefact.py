@@ -1,7 +1,8 @@
 """What a table or figure module offers, and how `build.py` finds them: a file in `tables/` or `figures/` is all it takes to add one.
 
 A module of `analysis.tables` has `build(results, options) -> list[Table]`, one of `analysis.figures` has `draw(results, options) ->
-list[Drawing]`. Either raises `NothingToShow` with a sentence where the folder lacks its trials.
+list[Drawing]`. Either raises `NothingToShow` with a sentence where the folder lacks trials that its plan asked for, and `NotAsked` where
+the plan has none.
 """
 
 import importlib
@@ -14,6 +15,10 @@ from matplotlib.figure import Figure
 
 class NothingToShow(Exception):
     """The results hold no trials for this artefact; the message is a sentence for the reader."""
+
+
+class NotAsked(NothingToShow):
+    """The work-list never asked for this artefact, so its absence needs no sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,15 +7,18 @@ import numpy as np
 from analysis.aggregate import Results, for_pair, make_cell, pair_label, pairs_of
 from analysis.artefact import Drawing, NothingToShow, Options
 from analysis.drawing import COLOURS, HATCHES, new_figure
-from analysis.studies import arms_of, paper_order, published_arms
+from analysis.studies import Order, arms_of, published_arms
+
+MOST_FLAT_LABELS = 6
 
 
-def draw_bars(results: Results, options: Options, *, study: str, published: str, title: str) -> list[Drawing]:
+def draw_bars(results: Results, options: Options, *, study: str, published: str, title: str, order: Order) -> list[Drawing]:
     """Return one drawing with a panel per pair; error bars are sample stds."""
-    arms = arms_of(results, study, paper_order(published))
+    arms = arms_of(results, study, order)
     entries = results.rows(purpose="report", study=study)
     pairs = pairs_of(entries)
-    figure, axes = new_figure(len(pairs))
+    is_crowded = len(arms) > MOST_FLAT_LABELS
+    figure, axes = new_figure(len(pairs), height=4.0 if is_crowded else 3.4)
     ids: list[str] = []
     for panel, pair in zip(axes, pairs, strict=True):
         cells = [
@@ -44,7 +47,8 @@ def draw_bars(results: Results, options: Options, *, study: str, published: str,
                 panel.annotate(cell.text, (place - shift, min(known) - 1), rotation=90, ha="center", fontsize=7)
         if known:
             panel.set_ylim(min(known) - 2, max(known) + 1.6)
-        panel.set_xticks(places, [arm.replace("task+", "+").replace("+kl_q+", "+kl_q\n+") for arm in arms], fontsize=7)
+        turn: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
+        panel.set_xticks(places, [arm.replace("task+", "+").replace("+kl_q+", "+kl_q\n+") for arm in arms], fontsize=7, **turn)
         panel.set_ylabel("test accuracy (per cent)")
         panel.set_title(pair_label(pair, pairs), fontsize=9)
         panel.legend(fontsize=7, loc="upper left")

@@ -13,7 +13,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import analysis.figures
 import analysis.tables
 from analysis.aggregate import SELECTIONS, Results, load
-from analysis.artefact import Drawing, NothingToShow, Options, discover
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options, discover
 from analysis.drawing import rendered
 from analysis.report import render
 from analysis.table import Table
@@ -74,6 +74,8 @@ def _collect(package: ModuleType, make: Callable[[Any], list[T]], notes: list[st
     for module in discover(package):
         try:
             made += make(module)
+        except NotAsked:
+            continue
         except NothingToShow as reason:
             notes.append(str(reason))
     return made

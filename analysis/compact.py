@@ -110,6 +110,8 @@ def compact(run: Path) -> tuple[int, list[str]]:
     """Merge all readable small files of `run`; return how many trials the new generation has, and a sentence per file left out."""
     if not (run / "trials").is_dir():
         raise ValueError(f"RUN is {str(run)!r}; accepted: a result folder with a trials/ folder")
+    pointer = run / "compacted" / "CURRENT"
+    previous = pointer.read_text().strip() if pointer.exists() else ""
     folder = run / "compacted" / uuid.uuid4().hex[:12]
     (folder / "trials").mkdir(parents=True)
     (folder / "epochs").mkdir()
@@ -128,13 +130,13 @@ def compact(run: Path) -> tuple[int, list[str]]:
             "size": [f.size for f in index.values()],
         }
         pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), folder / "index.parquet")
-        with replacing(run / "compacted" / "CURRENT") as temporary:
+        with replacing(pointer) as temporary:
             temporary.write_text(folder.name + "\n")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     for old in (run / "compacted").iterdir():
-        if old.is_dir() and old.name != folder.name:
+        if old.is_dir() and old.name not in (folder.name, previous):  # a slow reader may still be at the previous one
             shutil.rmtree(old, ignore_errors=True)
     return len(index), notes
 

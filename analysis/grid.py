@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from analysis.aggregate import SELECTIONS, Results, for_pair, pair_label, pairs_of, records_of
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, LINES, MARKERS, new_figure
 from analysis.inference import summarize
 
@@ -14,6 +14,8 @@ def draw_grid(
 ) -> list[Drawing]:
     """Return the drawing; `value_of` an entry says at which place of which panels it stands."""
     entries = results.rows(purpose="report", study=study)
+    if entries.empty:
+        raise NotAsked(f"Figure {study}: the folder's plan has none of its trials.")
     column = SELECTIONS[options.selection]
     entries = entries[(entries["status"] == "complete") & entries[column].notna()]
     if entries.empty:

@@ -1,11 +1,14 @@
 """The search trials of each study, read back from their configurations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import optuna
 import pandas as pd
 
 from analysis.aggregate import Results, records_of
+from hsakd.network_table import network_table
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
 MAX_TRIALS_FOR_IMPORTANCE = 100  # fANOVA takes minutes for thousands; more are thinned evenly
@@ -24,11 +27,18 @@ class SearchTrial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """The complete trials of one study; `states` counts all."""
+    """The complete trials of one study; `states` counts all.
+
+    `label` is its name, with the data set where several are shown. `importances` are each varied parameter's share of the variance.
+    """
 
     name: str
+    dataset: str
+    label: str
+    num_branches: int
     complete: tuple[SearchTrial, ...]
     states: str
+    importances: dict[str, float]
 
     @property
     def best(self) -> SearchTrial | None:
@@ -43,57 +53,92 @@ class Study:
     @property
     def judged(self) -> tuple[SearchTrial, ...]:
         """The trials that importances rest on: all, or an even part of many."""
-        return self.complete[:: -(-len(self.complete) // MAX_TRIALS_FOR_IMPORTANCE) or 1]
+        return judged(self.complete)
 
     @property
     def varied(self) -> list[str]:
         """The parameters with more than one value."""
-        names = sorted({name for trial in self.complete for name in trial.params})
-        return [name for name in names if len({trial.params.get(name) for trial in self.complete}) > 1]
+        return varied(self.complete)
 
     def describe(self, trial: SearchTrial) -> str:
         """Return the trial's varied parameters as text."""
         texts = {name: trial.params.get(name, "-") for name in self.varied or sorted(trial.params)}
         return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in texts.items())
 
-    def importances(self) -> dict[str, float]:
-        """Return each varied parameter's share of the variance (fANOVA, seed 0); empty with too few trials or equal values."""
-        names = [name for name in self.varied if all(name in trial.params for trial in self.judged)]
-        if len(self.complete) < MIN_TRIALS_FOR_IMPORTANCE or not names or len({trial.value for trial in self.judged}) < 2:
-            return {}
-        spaces: dict[str, optuna.distributions.BaseDistribution] = {}
-        for name in names:
-            values = [trial.params[name] for trial in self.judged]
-            numbers = [value for value in values if isinstance(value, float)]
-            if len(numbers) == len(values):
-                spaces[name] = optuna.distributions.FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0)
-            else:
-                spaces[name] = optuna.distributions.CategoricalDistribution(sorted({str(value) for value in values}))
-        study = optuna.create_study(direction="maximize")
-        for trial in self.judged:
-            params = {name: trial.params[name] for name in names}
-            study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=trial.value))
-        found = optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=NUM_TREES, seed=0)
-        )
-        return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+def judged(complete: Sequence[SearchTrial]) -> tuple[SearchTrial, ...]:
+    """Return all of the trials, or an even part of many."""
+    return tuple(complete[:: -(-len(complete) // MAX_TRIALS_FOR_IMPORTANCE) or 1])
+
+
+def varied(complete: Sequence[SearchTrial]) -> list[str]:
+    """Return the parameters with more than one value, by name."""
+    names = sorted({name for trial in complete for name in trial.params})
+    return [name for name in names if len({trial.params.get(name) for trial in complete}) > 1]
+
+
+def importances(complete: Sequence[SearchTrial]) -> dict[str, float]:
+    """Return each varied parameter's share of the variance (fANOVA, seed 0); empty with too few trials or equal values.
+
+    A parameter that some trials don't have (a branch's weight under a placement without it) is left out: fANOVA can't hold it.
+    """
+    trials = judged(complete)
+    names = [name for name in varied(complete) if all(name in trial.params for trial in trials)]
+    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or not names or len({trial.value for trial in trials}) < 2:
+        return {}
+    spaces: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name in names:
+        values = [trial.params[name] for trial in trials]
+        numbers = [value for value in values if isinstance(value, float)]
+        if len(numbers) == len(values):
+            spaces[name] = optuna.distributions.FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0)
+        else:
+            spaces[name] = optuna.distributions.CategoricalDistribution(sorted({str(value) for value in values}))
+    study = optuna.create_study(direction="maximize")
+    for trial in trials:
+        params = {name: trial.params[name] for name in names}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=trial.value))
+    found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(n_trees=NUM_TREES, seed=0))
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def studies_of(results: Results) -> list[Study]:
-    """Return the studies of the search rows, by name."""
+    """Return the studies of the search rows, by name and data set; found once for all artefacts of a build."""
+    if "studies" not in results.memo:
+        results.memo["studies"] = _studies(results)
+    return cast(list[Study], results.memo["studies"])
+
+
+def _studies(results: Results) -> list[Study]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     entries = results.rows(purpose="search")
+    several = entries["dataset"].fillna("").replace("", None).nunique() > 1
+    known = entries.assign(dataset=entries["dataset"].fillna(""))
+    datasets = known[known["dataset"] != ""].groupby("study")["dataset"].agg(lambda names: sorted(set(names)))
     studies = []
-    for name, group in entries.groupby("study"):
-        counts = group["status"].value_counts().sort_index()
-        done = group[(group["status"] == "complete") & group["top1_val"].notna() & group["study_number"].notna()].sort_values(
-            "study_number"
-        )
-        trials = tuple(
-            SearchTrial(number=int(row["study_number"]), trial_id=row["trial_id"], params=_params(row), value=float(row["top1_val"]))
-            for row in records_of(done.drop_duplicates("study_number"))
-        )
-        studies.append(Study(name=str(name), complete=trials, states=", ".join(f"{count} {state}" for state, count in counts.items())))
+    for name, of_name in known.groupby("study"):
+        for dataset in datasets.get(name, [""]):
+            group = of_name[of_name["dataset"].isin([dataset, ""])]
+            counts = group["status"].value_counts().sort_index()
+            done = group[(group["status"] == "complete") & group["top1_val"].notna() & group["study_number"].notna()]
+            done = done.sort_values(["study_number", "trial_id"]).drop_duplicates("trial_id")  # two numbers may have drawn one setting
+            trials = tuple(
+                SearchTrial(number=int(row["study_number"]), trial_id=row["trial_id"], params=_params(row), value=float(row["top1_val"]))
+                for row in records_of(done)
+            )
+            student = str(group["student"].iloc[0])
+            facts = network_table().get(student)
+            studies.append(
+                Study(
+                    name=str(name),
+                    dataset=str(dataset),
+                    label=f"{name} [{dataset}]" if several else str(name),
+                    num_branches=0 if facts is None else facts.num_branches,
+                    complete=trials,
+                    states=", ".join(f"{count} {state}" for state, count in counts.items()),
+                    importances=importances(trials),
+                )
+            )
     return studies
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.aggregate import SELECTIONS, Results, for_pair, make_cell, pair_label, pairs_of, records_of, reference
-from analysis.artefact import NothingToShow, Options
+from analysis.artefact import NotAsked, Options
 from analysis.inference import Difference, Summary, paired
 from analysis.table import Cell, Table
 
@@ -15,19 +15,19 @@ Order = Callable[[dict[str, Any]], Any]
 
 
 def arms_of(results: Results, study: str, order: Order) -> list[str]:
-    """Return the arm labels of a study, sorted by `order` of an entry, then by name; raises NothingToShow if none."""
+    """Return the arm labels of a study, sorted by `order` of an entry, then by name; raises NotAsked if none."""
     entries = results.rows(purpose="report", study=study)
     if entries.empty:
-        raise NothingToShow(f"Study {study}: the folder's plan has none of its trials.")
+        raise NotAsked(f"Study {study}: the folder's plan has none of its trials.")
     first = records_of(entries.drop_duplicates("method"))
     return [str(entry["method"]) for entry in sorted(first, key=lambda entry: (order(entry), str(entry["method"])))]
 
 
-def published_arms(table: str, pair: Pair) -> dict[str, Summary]:
-    """Return the published numbers of a pair in one table of `reference.csv`, by method; none for data sets other than CIFAR-100."""
+def published_arms(table: str, pair: Pair, *, dataset: str = "cifar100") -> dict[str, Summary]:
+    """Return the published numbers of a pair in one table of `reference.csv`, by method; none for pairs on another `dataset`."""
     rows = reference()
     rows = rows[(rows["table"] == table) & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
-    if pair[0] != "cifar100":
+    if pair[0] != dataset:
         return {}
     return {str(row["method"]): Summary(mean=row["mean"], std=None if pd.isna(row["std"]) else row["std"], n=3) for row in records_of(rows)}
 
@@ -53,18 +53,29 @@ def gain_cell(found: tuple[Difference, tuple[str, ...]] | None) -> Cell:
 
 
 def study_table(
-    results: Results, options: Options, *, study: str, title: str, order: Order, base: str | None, published: str = ""
+    results: Results,
+    options: Options,
+    *,
+    study: str,
+    title: str,
+    order: Order,
+    base: str | None,
+    published: Callable[[Pair], dict[str, Summary]] = lambda _: {},
 ) -> Table:
     """Return a study's table: per pair the accuracy, the gain over the arm `base` (paired by seed) and the published arm if any."""
     arms = arms_of(results, study, order)
     entries = results.rows(purpose="report", study=study)
     pairs = pairs_of(entries)
-    references = {pair: published_arms(published, pair) for pair in pairs}
+    references = {pair: published(pair) for pair in pairs}
     base = base if base in arms else None
     columns, notes, rows = ["Arm"], list[str](), []
     for pair in pairs:
         label = pair_label(pair, pairs)
-        columns += [label, *([f"{label}: gain over {base}"] if base else []), *([f"{label}: published"] if references[pair] else [])]
+        columns += [
+            label,
+            *([f"{label}: gain over {base}"] if base else []),
+            *([f"{label}: published (best-test)"] if references[pair] else []),
+        ]
     for arm in [*arms, *sorted({name for found in references.values() for name in found} - set(arms))]:
         cells = [Cell(text=arm)]
         for pair in pairs:
@@ -85,6 +96,12 @@ def study_table(
     if any(references.values()):
         about.append("Published numbers are selected on the best test epoch.")
     return Table(name=study.replace("-", "_"), title=title, columns=tuple(columns), rows=tuple(rows), notes=(*about, *notes))
+
+
+def placement_order(entry: dict[str, Any]) -> tuple[int, str]:
+    """Return the order of placements: by the number of auxiliary classifiers, then by name (the paper's order, too)."""
+    arm = str(entry["method"])
+    return 0 if arm == "none" else arm.count("+") + 1, arm
 
 
 def paper_order(table: str) -> Order:

@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import re
+import unicodedata
 from dataclasses import dataclass
 
 _LATEX = {
@@ -12,6 +13,9 @@ _LATEX = {
     "→": r"$\rightarrow$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
 }
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 CSV_COLUMNS = ("row", "column", "text", "mean", "std", "n", "trials")
@@ -44,8 +48,8 @@ class Table:
 
     @property
     def trial_ids(self) -> set[str]:
-        """The trials behind all cells."""
-        return {trial_id for row in self.rows for cell in row for trial_id in cell.trial_ids}
+        """The trials that the cells link to: of a cell with many, the first; the CSV names all."""
+        return {trial_id for row in self.rows for cell in row for trial_id in cell.trial_ids[:MAX_LINKS]}
 
     def to_markdown(self) -> str:
         lines = [f"**{_markdown(self.title)}**", "", _pipes(self.columns), "|" + " --- |" * len(self.columns)]
@@ -90,8 +94,10 @@ class Table:
 
 
 def latex(text: str) -> str:
-    """Return `text` with LaTeX's special characters escaped."""
-    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+    """Return `text` with LaTeX's special characters escaped; what ASCII lacks loses its accent or becomes a question mark."""
+    plain = "".join(_LATEX.get(character, character) for character in _one_line(text))
+    letters = [letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter)]
+    return "".join(letter if letter.isascii() else "?" for letter in letters)
 
 
 def _one_line(text: str) -> str:
@@ -111,6 +117,7 @@ def _html_cell(cell: Cell, *, linked: bool, is_head: bool) -> str:
     if linked and cell.trial_ids:
         ids = [html.escape(trial_id) for trial_id in cell.trial_ids[:MAX_LINKS]]
         others = "".join(f' <a href="#trial-{trial_id}" title="trial {trial_id}">{i}</a>' for i, trial_id in enumerate(ids, 1))
-        text = f'<a href="#trial-{ids[0]}">{text}</a>' + (f"<sup>{others}</sup>" if len(ids) > 1 else "")
+        more = f" of {len(cell.trial_ids)}: see the CSV" if len(cell.trial_ids) > len(ids) else ""
+        text = f'<a href="#trial-{ids[0]}">{text}</a>' + (f"<sup>{others}{more}</sup>" if len(ids) > 1 else "")
     sort_value = "" if cell.mean is None else f' data-sort="{cell.mean!r}"'
     return f'<th scope="row">{text}</th>' if is_head else f"<td{sort_value}>{text}</td>"

@@ -13,10 +13,13 @@ import tyro
 from hsakd.network_table import network_table
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
-from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, needs_library
+from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library
+from sweeps.space import SearchBudget, SearchSpace, read_space
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
+OWN_IMAGES = "imagefolder"
+DATASET_NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", OWN_IMAGES, "stl10", "tinyimagenet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +45,22 @@ class SweepOptions:
     """Number of teacher seeds (the paper has one)."""
     trials: int | None = None
     """Optuna trials per pair."""
+    search_budget: str | None = None
+    """Instead of --trials: 20 (trials) or 12x (as much as 12 full student runs; pruned trials count in part)."""
+    space: Path | None = None
+    """TOML file of ranges to search instead of the default ones."""
     top_k: int | None = None
     """Settings of each study that are confirmed with all seeds."""
     epochs: int | None = None
     """Epochs of every training; milestones scale."""
     dataset: str | None = None
-    """Another data set than the preset's."""
+    """Another data set than the preset's; imagefolder: your own images, in train/CLASS/ and val/CLASS/ of --data-dir."""
+    image_size: int | None = None
+    """Side in pixels that images are resized to; default: the preset's, or as stored."""
+    padding: int | None = None
+    """Pixels that random crops shift an imagefolder's images by; default: an eighth of the side."""
+    flip: bool = True
+    """Whether an imagefolder's images are mirrored at random (--no-flip for digits, text, signs)."""
     data_dir: Path | None = None
     """Where data sets lie (or go, with --download)."""
     download: bool = False
@@ -86,16 +99,22 @@ class SweepOptions:
     """Start Ray's dashboard (with a Ray that this command starts)."""
     require_gpus: bool = False
     """Refuse to start with fewer GPUs than --gpus."""
+    tensorboard: bool = False
+    """Write each trial's epochs to --out/tensorboard, too (needs the extra "ui")."""
     dry_run: bool = False
     """Print the work-list and its cost; start nothing."""
 
     def __post_init__(self) -> None:
-        preset = PRESETS[self.preset]
         for name in ("teacher_seeds", "threads", "trials_per_gpu"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("seeds", "top_k", "epochs"):
             _check(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
         _check("trials", self.trials, self.trials is None or self.trials >= 1, "1 or more")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("--tensorboard needs the package tensorboard; accepted after: pip install 'hsakd-sweeper[ui]'")
+        if self.search_budget is not None:
+            SearchBudget.parse(self.search_budget)
+            _check("trials", self.trials, self.trials is None, "nothing beside --search-budget")
         _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
@@ -108,9 +127,18 @@ class SweepOptions:
                 _check("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
             same_depth = network_facts(teacher).num_branches == network_facts(student).num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
+        self._check_space()
         if self.dataset is not None:
-            known = ("cifar10", "cifar100", "digits", "fashion_mnist")
-            _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
+            _check("dataset", self.dataset, self.dataset in DATASET_NAMES, ", ".join(DATASET_NAMES))
+        is_own = self.dataset == OWN_IMAGES
+        _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
+        _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
+        _check("padding", self.padding, self.padding is None or (is_own and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}")
+        if is_own and self.data_dir is not None:
+            from hsakd.image_folder import scan_image_folder  # PIL is for those who need it
+
+            scan_image_folder(self.data_dir.resolve()).resolved_size(self.image_size)
+        _check("no_flip", "given", self.flip or is_own, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation")
         _check(
             "address",
             self.address,
@@ -132,7 +160,94 @@ class SweepOptions:
         if self.out.is_dir() and any(self.out.iterdir()):
             known_files = ("plan.parquet", "trials", "studies.journal", "driver.lock")
             _check("out", str(self.out), any((self.out / name).exists() for name in known_files), "a new folder or one of a sweep")
-        del preset
+
+    def search_space(self) -> SearchSpace:
+        """Return what the searches vary; raises ValueError where --space can't be used."""
+        return SearchSpace() if self.space is None else read_space(self.space)
+
+    def _check_space(self) -> None:
+        if self.space is None:
+            return
+        space, preset = self.search_space(), PRESETS[self.preset]
+        for pair in self.pairs or preset.pairs:
+            student = pair.partition("-")[2]
+            space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
+            space.placements(network_facts(student).num_branches)
+
+
+Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AblationOptions(SweepOptions):
+    """Run ablation studies of HSAKD's student: arms that share teacher, stream and bank, so that differences are paired by seed.
+
+    Results join those of other studies and sweeps in --out. Run the same command again after any interruption.
+    """
+
+    study: tuple[Study, ...]
+    """One or more studies."""
+    teacher: Literal["joint", "frozen"] = "joint"
+    """Regime of the teacher that all arms share (the paper's ablations: joint)."""
+    placements: Literal["subsets", "paper"] = "subsets"
+    """aux-placement: none and every non-empty subset of c1..cL, or none, each alone, and all."""
+    objective: Literal["task+kl_q", "full"] = "task+kl_q"
+    """aux-placement: the paper's task+kl_q, or the full objective."""
+    temperatures: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0)
+    """temperature: the grid."""
+    weights: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    """loss-weights: the grid of kl_q and of kl_p."""
+    full_grid: bool = False
+    """loss-weights: every combination instead of one weight at a time (the other at 1)."""
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """few-shot: parts of the training set that the student sees."""
+    methods: tyro.conf.Fixed[tuple[str, ...]] = ()
+    trials: tyro.conf.Fixed[int | None] = None
+    search_budget: tyro.conf.Fixed[str | None] = None
+    space: tyro.conf.Fixed[Path | None] = None
+    top_k: tyro.conf.Fixed[int | None] = None
+    pruner: tyro.conf.Fixed[Literal["none", "median", "hyperband"]] = "none"
+
+    def __post_init__(self) -> None:
+        SweepOptions.__post_init__(self)
+        _check("study", "nothing", len(self.study) > 0, "one or more names of studies")
+        for name in ("temperatures", "weights", "ratios"):
+            values = getattr(self, name)
+            _check(name, " ".join(map(str, values)) or "nothing", len(values) > 0 and min(values) > 0, "one or more numbers above 0")
+            _check(name, " ".join(map(str, values)), len(set(values)) == len(values), "different numbers")
+        _check("ratios", " ".join(map(str, self.ratios)), max(self.ratios) <= 1, "at most 1")
+        _check("weights", " ".join(map(str, self.weights)), 1.0 in self.weights, "a grid with 1, the paper's, in it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferOptions(SweepOptions):
+    """Train linear probes on the frozen backbones of all finished students of a sweep, by the authors' linear evaluation.
+
+    Results join those of the sweep in --out. Run the same command again after any interruption.
+    """
+
+    students: tuple[str, ...] = ()
+    """Table rows whose students are probed; default: all of the folder's."""
+    preset: tyro.conf.Fixed[Literal["paper", "fashion", "digits"]] = "paper"
+    teacher_weights: tyro.conf.Fixed[Path | None] = None
+    methods: tyro.conf.Fixed[tuple[str, ...]] = ()
+    seeds: tyro.conf.Fixed[int | None] = None
+    teacher_seeds: tyro.conf.Fixed[int] = 1
+    predictions: tyro.conf.Fixed[Literal["live", "bank"]] = "live"
+    bank_dir: tyro.conf.Fixed[Path | None] = None
+    bank_budget: tyro.conf.Fixed[float | None] = None
+    padding: tyro.conf.Fixed[int | None] = None
+    flip: tyro.conf.Fixed[bool] = True
+    trials: tyro.conf.Fixed[int | None] = None
+    search_budget: tyro.conf.Fixed[str | None] = None
+    space: tyro.conf.Fixed[Path | None] = None
+    top_k: tyro.conf.Fixed[int | None] = None
+    pruner: tyro.conf.Fixed[Literal["none", "median", "hyperband"]] = "none"
+
+    def __post_init__(self) -> None:
+        SweepOptions.__post_init__(self)
+        _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(DATASET_NAMES)}")
+        _check("out", str(self.out), (self.out / "plan.parquet").is_file(), "the folder of a sweep")
 
 
 def parse_time(text: str | None) -> float | None:
@@ -156,7 +271,7 @@ def _check(name: str, value: object, is_accepted: object, accepted: str) -> None
 def parse(options: Callable[..., O], arguments: Sequence[str] | None = None) -> O:
     """Parse the command line into `options`; bad input is one sentence on stderr and exit status 2."""
     try:
-        return tyro.cli(options, args=arguments)
+        return tyro.cli(options, args=arguments, config=(tyro.conf.SuppressFixed,))
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]) if error.args else str(error))
 

@@ -53,6 +53,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 STOP_FILE = "stop"
+EPOCH_JSON = "epoch_json"
 PROGRESS_FILE = "progress.json"
 OBJECT_STORE_BYTES = 100 * 2**20
 STOP_CHECK_SECONDS = 0.5
@@ -124,7 +125,7 @@ def run_unit(unit: dict[str, Any]) -> dict[str, Any]:
         return stop_path.exists()
 
     def report(metrics: EpochMetrics) -> None:
-        tune.report({"epoch": metrics.epoch, "epoch_metrics": asdict(metrics)})
+        tune.report({"epoch": metrics.epoch, EPOCH_JSON: json.dumps(asdict(metrics))})  # as text: Tune flattens tables on their way
 
     try:
         run(config, context, report=report, should_stop=should_stop)
@@ -360,10 +361,10 @@ class ScheduleSearcher(Searcher):
 
     def on_epoch(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Note an epoch; return whether to prune."""
-        values = result.get("epoch_metrics")
-        if values is None or trial_id not in self.trial_ids:
+        text = result.get(EPOCH_JSON)
+        if text is None or trial_id not in self.trial_ids:
             return False
-        metrics = EpochMetrics(**values)
+        metrics = EpochMetrics(**json.loads(text))
         own_id = self.trial_ids[trial_id]
         config = self.schedule.configs[own_id]
         self.epochs[own_id] = [row for row in self.epochs[own_id] if row.epoch < metrics.epoch] + [metrics]
@@ -453,8 +454,11 @@ class ScheduleSearcher(Searcher):
             epochs_done=len(epochs),
             top1_val=max(values) if values else None,
             train_seconds=seconds,
-            total_seconds=seconds + sum(row.eval_seconds for row in epochs),
+            total_seconds=seconds + sum(row.eval_seconds for row in epochs),  # what a search costs includes what it pruned
+            bank_hits=sum(row.bank_hits for row in epochs),
+            bank_misses=sum(row.bank_misses for row in epochs),
             device=str(self.options.context.get("device", "")),
+            num_threads=self.options.threads,
             started_at=utc(self.begun.get(config.trial_id, time.time())),
             finished_at=utc(time.time()),
         )

@@ -35,7 +35,8 @@ LIBRARY_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "pkt", "dist", "review", "k
 FEATURE_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "sp", "cc", "crd", "sskd_similarity", "pkt", "review")  # no bank keeps maps
 ROTATED_TERMS = ("ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity")
 PRETRAINING_SHARES = {"ab": 30 / 240, "sskd_similarity": 60 / 240}  # of the epochs, before the training proper
-METHODS = (*DEFAULT_METHODS, *COMPARATORS)
+ONLINE = "HSSAKD (online)"  # the extended version's online mutual distillation: the pair's two networks, trained together
+METHODS = (*DEFAULT_METHODS, *COMPARATORS, ONLINE)
 BACKBONE_METHODS = ("KD", "HSAKD", *COMPARATORS)  # rows whose teacher is the plain backbone, or is trained on it
 PAPER_PAIRS = (
     "wrn_40_2-wrn_16_2",
@@ -47,7 +48,8 @@ PAPER_PAIRS = (
     "wrn_40_2-shufflenet_v1",
     "resnet32x4-shufflenet_v2",
 )
-SLOW_LEARNERS = ("mobilenetv2_half", "shufflenet_v1", "shufflenet_v2")  # learning rate 0.01 in the authors' commands
+SLOW_LEARNERS = ("mobilenetv2_half", "shufflenet_v1", "shufflenet_v2")
+SLOW_LEARNING_RATE = 0.01  # in the authors' commands
 
 
 def needs_library(method: str) -> bool:

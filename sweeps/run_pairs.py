@@ -4,30 +4,33 @@ import os
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import SweepOptions, parse, parse_time, refuse
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import forecast, read_done, searched_trials, unique_trials
 from sweeps.live import SweepView
 from sweeps.packing import Packing, parse_fractions
 from sweeps.presets import PRESETS
-from sweeps.schedule import TUNED, Schedule
+from sweeps.schedule import TUNED, Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
 from sweeps.worklist import known_work, num_search_trials
 
+WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
 
 
-def print_plan(options: SweepOptions) -> None:
+def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     """Print the work-list, GPU-hours, makespan and disk needs; nothing is started or written."""
-    lines = known_work(options)
     trials, cost = unique_trials(lines), CostModel("cuda" if options.gpus else "cpu")
     packing = packing_of(options)
     done = read_done(ResultStore(options.out), trials, cost)
@@ -71,12 +74,20 @@ def cpu_slots(threads: int) -> int:
 def main() -> int:
     """Run the command; return its exit status: 0 only if the sweep is complete."""
     options = parse(SweepOptions)
+    return run_work(options, known_work)
+
+
+def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> int:
+    """Run a command's work-list in its result folder, or print it; return the exit status."""
     try:
         print("".join(f"{line}\n" for line in describe_files(options)), end="")
-    except (ValueError, OSError) as error:
+        lines = work(options)
+    except (ValueError, KeyError) as error:
+        refuse(str(error.args[0]))
+    except OSError as error:
         refuse(str(error))
     if options.dry_run:
-        print_plan(options)
+        print_plan(options, lines)
         return 0
     out = options.out.resolve()
     store = ResultStore(out)
@@ -89,10 +100,24 @@ def main() -> int:
     except OSError as error:
         refuse(f"--out is {options.out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
     with lock:
-        return run_locked(options, store)
+        return run_locked(options, store, lines)
 
 
-def run_locked(options: SweepOptions, store: ResultStore) -> int:
+def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry]:
+    """Return the lines of an earlier plan that stay beside the new `lines`: those of studies that `lines` do not plan anew.
+
+    Searches and what is outside any study belong to `run_pairs.py`, which plans them whole each time.
+    """
+
+    def place(entry: PlanEntry) -> tuple[str, str, str]:
+        is_study = bool(entry.study) and entry.purpose not in ("search", "confirm")
+        return (entry.study, entry.teacher, entry.student) if is_study else ("", "", "")
+
+    planned = {place(entry) for entry, _ in lines}
+    return [entry for entry in plan if place(entry) not in planned]
+
+
+def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> int:
     """Run the sweep while this process holds the folder's lock."""
     from hsakd.data import load_dataset  # torch is imported from here on, not for --help or --dry-run
     from hsakd.training.trial import git_commit
@@ -108,10 +133,13 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
         return source.adopt(config) if record is None and source is not None else record
 
     try:
+        kept = lines_to_keep(store.read_plan(), lines)
         import_files(teacher_files(options).values(), store)
-        schedule = Schedule(options, store, finished)
+        schedule = Schedule(options, store, finished, lines=lines, kept=kept)
         if options.address is None or options.download:  # a cluster's nodes are checked one by one
             load_dataset(schedule.factory.data, data_dir, download=options.download)
+            if schedule.searches:
+                load_dataset(schedule.factory.search_data, data_dir)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     engine = EngineOptions(
@@ -139,13 +167,26 @@ def run_locked(options: SweepOptions, store: ResultStore) -> int:
         },
     )
     try:
-        with SweepView(schedule) as view:
+        with SweepView(schedule) as view, epoch_logs(options, schedule):
             for line in source.news if source is not None else ():
                 view.say(line)
             run_schedule(schedule, engine, view.say)
     except Unfit as error:
         refuse(str(error))
     return conclude(options, schedule)
+
+
+@contextmanager
+def epoch_logs(options: SweepOptions, schedule: Schedule) -> Iterator[None]:
+    """While the sweep runs, write its epochs for TensorBoard, if asked."""
+    if not options.tensorboard:
+        yield
+        return
+    from sweeps.tensorboard_logs import TensorBoardLogs
+
+    with TensorBoardLogs(schedule.store.root / "tensorboard") as logs:
+        schedule.watchers.append(logs.add)
+        yield
 
 
 def conclude(options: SweepOptions, schedule: Schedule) -> int:

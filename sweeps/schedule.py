@@ -1,14 +1,15 @@
 """What to run next: the work-list, the searches and the truth on disk; knows nothing of Ray, so that a virtual clock can drive it."""
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
-from sweeps.cost import CostModel
+from sweeps.cost import CostModel, cost_of
 from sweeps.presets import PRESETS
 from sweeps.search import PairSearch, make_pruner, open_storage, repair_journal
 from sweeps.worklist import (
@@ -17,8 +18,8 @@ from sweeps.worklist import (
     Setting,
     TrialFactory,
     known_work,
-    num_search_trials,
     pairs_of,
+    search_budget,
     seeds_of,
 )
 
@@ -33,7 +34,8 @@ class Schedule:
     """Emits trials whose requirements are done: the longest remaining path first, then searches, confirmations and winners.
 
     `finished` looks a trial up in the result folder. Every trial is emitted at most once; `entries` is the plan as far as it is known.
-    `lines` are the work known beforehand (None: that of `options`); `cost` says how long trials take and learns from those that end.
+    `lines` are the work known beforehand (None: that of `options`), `kept` are other commands' lines of the same folder, which stay in
+    its plan; `cost` says how long trials take and learns from those that end. `watchers` hear of every epoch.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Schedule:
         finished: IsFinished,
         *,
         lines: WorkLines | None = None,
+        kept: Sequence[PlanEntry] = (),
         cost: CostModel | None = None,
     ) -> None:
         self.options, self.store, self.finished = options, store, finished
@@ -68,7 +71,9 @@ class Schedule:
         self.num_slots = 1.0  # trials at once, as the engine sees it
         self.epochs_done: dict[str, int] = {}  # of running trials
         self.forecast_seconds: float | None = None  # what was left at the engine's last look; for readers in other threads
-        self.lines: set[tuple[str, str, str, str, int]] = set()
+        self.lines: set[tuple[str, str, str, str, int, str]] = set()
+        self.kept = list(kept)
+        self.watchers: list[Callable[[TrialConfig, EpochMetrics], None]] = []
         self.searches: dict[str, PairSearch] = {}
         self.search_teachers: dict[str, TrialConfig] = {}
         self.student_costs: dict[str, float] = {}  # seconds
@@ -82,11 +87,19 @@ class Schedule:
             storage = open_storage(store.journal_path)
             for pair in pairs_of(options):
                 pruner = make_pruner(options.pruner, self.factory.optim.epochs)
-                search = PairSearch(pair, storage, num_trials=num_search_trials(options), pruner=pruner)
-                self.searches[pair.name] = search
                 teacher = self.factory.joint_teacher(pair.teacher, 0, for_search=True)
                 self.search_teachers[pair.name] = teacher
                 self.student_costs[pair.name] = self.cost.seconds(self.factory.hsakd(pair, 0, teacher))
+                search = PairSearch(
+                    pair,
+                    storage,
+                    budget=search_budget(options),
+                    pruner=pruner,
+                    space=options.search_space(),
+                    learning_rate=self.factory.student_learning_rate(pair.student),
+                    cost_of=partial(self._student_runs, pair),
+                )
+                self.searches[pair.name] = search
                 self.phases[pair.name] = "search"
                 for trial in search.study.get_trials(deepcopy=False):
                     if trial.state.name != "WAITING" and trial.params:
@@ -95,11 +108,16 @@ class Schedule:
             self.stages_after[self.search_teachers[name].trial_id] = (name, SEARCH_STAGES)
         self._advance()
 
+    def _student_runs(self, pair: Pair, setting: Setting) -> float:
+        """Return a search trial's cost over that of the paper's setting."""
+        teacher = self.search_teachers[pair.name]
+        return cost_of(self.factory.hsakd(pair, 0, teacher, setting)) / cost_of(self.factory.hsakd(pair, 0, teacher))
+
     def _add(self, entry: PlanEntry, config: TrialConfig) -> None:
         for requirement in config.requirements():
             self._require(requirement)
         self._require(config)
-        line = (entry.purpose, entry.method, f"{entry.teacher}-{entry.student}", entry.trial_id, entry.seed)
+        line = (entry.purpose, entry.method, f"{entry.teacher}-{entry.student}", entry.trial_id, entry.seed, entry.study)
         if line not in self.lines:
             self.lines.add(line)
             self.entries.append(entry)
@@ -253,6 +271,8 @@ class Schedule:
 
     def on_epoch(self, trial_id: str, metrics: EpochMetrics) -> bool:
         """Pass an epoch on to the study; return whether the trial should be pruned."""
+        for watch in self.watchers:
+            watch(self.configs[trial_id], metrics)
         verdicts = [search.should_prune(number, metrics) for search, number in self.numbers.get(trial_id, [])]  # each study hears of it
         return any(verdicts)
 
@@ -373,4 +393,4 @@ class Schedule:
             waiting += [entry] * search.num_left()
             if self.phases[name] != "report":
                 waiting += [replace(entry, purpose="report", method=TUNED, study="", seed=seed) for seed in seeds_of(self.options)]
-        return self.entries + waiting
+        return self.kept + self.entries + waiting

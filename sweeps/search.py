@@ -1,9 +1,11 @@
 """One Optuna study per pair, asked and told directly: the driver is the journal's only writer.
 
-The paper's setting is trial 0 and never pruned. A study sees validation accuracy only.
+The paper's setting is trial 0 and never pruned. A study sees validation accuracy only, and remembers the space it was begun with.
 """
 
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -13,20 +15,17 @@ from optuna.trial import TrialState
 
 from hsakd.records import EpochMetrics, TrialRecord
 from sweeps.networks import network_facts
+from sweeps.space import PAPER_VALUES, SearchBudget, SearchSpace, placements
 from sweeps.worklist import PAPER_SETTING, Pair, Setting
 
-TEMPERATURE_RANGE = (1.0, 20.0)
-WEIGHT_RANGE = (0.1, 10.0)
+__all__ = ["PairSearch", "make_pruner", "open_storage", "placements", "repair_journal"]
+
 TRIAL_ID = "trial_id"
 PROTECTED = "protected"
-NUM_PARAMETERS = 4
+SPACE = "space"
+STUDENT_RUNS = "student_runs"  # what an ended trial has cost
+WEIGHTS = ("temperature", "kl_q", "kl_p")
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
-
-
-def placements(num_branches: int) -> list[str]:
-    """Return every non-empty subset of taps as text ("1+3"), all of them first."""
-    subsets = [[tap for tap in range(1, num_branches + 1) if mask >> (tap - 1) & 1] for mask in range(1, 2**num_branches)]
-    return ["+".join(map(str, subset)) for subset in sorted(subsets, key=lambda subset: (-len(subset), subset))]
 
 
 def make_pruner(name: str, num_epochs: int) -> optuna.pruners.BasePruner:
@@ -56,12 +55,32 @@ def open_storage(path: Path) -> JournalStorage:
 
 
 class PairSearch:
-    """The study of one pair: which settings to try, and which were best."""
+    """The study of one pair: which settings to try, and which were best.
 
-    def __init__(self, pair: Pair, storage: JournalStorage, *, num_trials: int, pruner: optuna.pruners.BasePruner, seed: int = 0) -> None:
-        self.pair = pair
-        self.num_trials = num_trials
-        self.placements = placements(network_facts(pair.student).num_branches)
+    `learning_rate` is the student's in the paper's setting; `cost_of` a setting is its training in full student runs (the paper's
+    setting: 1).
+
+    Raises:
+        ValueError: the study was begun with another space.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        storage: JournalStorage,
+        *,
+        budget: SearchBudget,
+        pruner: optuna.pruners.BasePruner,
+        space: SearchSpace | None = None,
+        learning_rate: float = math.nan,
+        cost_of: Callable[[Setting], float] = lambda _: 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.pair, self.budget, self.learning_rate, self.cost_of = pair, budget, learning_rate, cost_of
+        self.space = SearchSpace() if space is None else space
+        num_branches = network_facts(pair.student).num_branches
+        self.placements = self.space.placements(num_branches)
+        self.subsets = {name: tuple(int(tap) for tap in name.split("+")) for name in placements(num_branches)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.study = optuna.create_study(
@@ -70,21 +89,51 @@ class PairSearch:
             self.study.sampler = optuna.samplers.TPESampler(
                 seed=seed + len(self.study.get_trials(deepcopy=False)),  # a resumed study must not draw its first settings again
                 multivariate=True,
+                group=self.space.branch_weight is not None,  # the weights of branches that a placement leaves out do not exist
                 constant_liar=True,
                 n_startup_trials=5,
             )
+        self._keep_space()
         if not self.study.get_trials(deepcopy=False):
-            paper = {"temperature": PAPER_SETTING.temperature, "kl_q": 1.0, "kl_p": 1.0, "placement": self.placements[0]}
-            self.study.enqueue_trial(paper, user_attrs={PROTECTED: True})
+            paper: dict[str, float | str] = {name: PAPER_VALUES[name] for name in WEIGHTS}
+            paper |= {f"branch_weight_{tap}": 1.0 for tap in self.subsets[self.placements[0]]} if self.space.branch_weight else {}
+            paper |= {"learning_rate": learning_rate} if self.space.learning_rate else {}
+            self.study.enqueue_trial(paper | {"placement": self.placements[0]}, user_attrs={PROTECTED: True})
         self.trials: dict[int, optuna.Trial] = {}
         for number in self.running():
-            if len(self.study.get_trials(deepcopy=False)[number].params) < NUM_PARAMETERS:  # the driver died while asking
+            if not self._is_whole(self.study.get_trials(deepcopy=False)[number].params):  # the driver died while asking
                 self.study.tell(number, state=TrialState.FAIL)
 
+    def _keep_space(self) -> None:
+        """Note the space in a new study, and refuse to go on with another one."""
+        text, attributes = self.space.to_json(), self.study.user_attrs
+        begun = attributes.get(SPACE, SearchSpace().to_json() if self.study.get_trials(deepcopy=False) else text)
+        if begun != text:
+            raise ValueError(
+                f"--space: the study {self.pair.name} was begun with the space {begun}, not with {text}; "
+                "accepted: the space it was begun with, or another --out"
+            )
+        if SPACE not in attributes:
+            self.study.set_user_attr(SPACE, text)
+
+    def _is_whole(self, params: dict[str, float | str]) -> bool:
+        """Return whether a trial has all its parameters."""
+        if "placement" not in params:
+            return False
+        number = len(WEIGHTS) + 1 + (self.space.learning_rate is not None)
+        return len(params) == number + (len(self.subsets[str(params["placement"])]) if self.space.branch_weight else 0)
+
     def num_left(self) -> int:
-        """Return how many trials are still to be asked for."""
+        """Return how many trials are still to be asked for (with a budget in student runs: at least)."""
         asked = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-        return max(0, self.num_trials - len(asked))
+        if self.budget.trials is not None:
+            return max(0, self.budget.trials - len(asked))
+        return max(0, math.floor((self.budget.student_runs or 0.0) - self.spent() + 1e-9))
+
+    def spent(self) -> float:
+        """Return what the study's trials have cost or, where they haven't ended, may cost, in full student runs."""
+        asked = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING and trial.params]
+        return sum(float(trial.user_attrs.get(STUDENT_RUNS) or self.cost_of(self.setting(trial.number))) for trial in asked)
 
     def running(self) -> list[int]:
         """Return the numbers of trials that were asked and not told."""
@@ -95,20 +144,32 @@ class PairSearch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self.study.ask()
-            trial.suggest_float("temperature", *TEMPERATURE_RANGE, log=True)
-            trial.suggest_float("kl_q", *WEIGHT_RANGE, log=True)
-            trial.suggest_float("kl_p", *WEIGHT_RANGE, log=True)
-            trial.suggest_categorical("placement", self.placements)
+            trial.suggest_float("temperature", *self.space.temperature, log=True)
+            trial.suggest_float("kl_q", *self.space.kl_q, log=True)
+            trial.suggest_float("kl_p", *self.space.kl_p, log=True)
+            placement = trial.suggest_categorical("placement", self.placements)
+            if self.space.branch_weight is not None:
+                for tap in self.subsets[placement]:
+                    trial.suggest_float(f"branch_weight_{tap}", *self.space.branch_weight, log=True)
+            if self.space.learning_rate is not None:
+                trial.suggest_float("learning_rate", *self.space.learning_rate, log=True)
         self.trials[trial.number] = trial
         return trial.number
 
     def setting(self, number: int) -> Setting:
-        """Return the setting of a trial."""
-        trial = self.study.get_trials(deepcopy=False)[number]
-        params = trial.params
+        """Return the setting of a trial; what equals the paper's is None, so that equal trainings are one trial."""
+        params = self.study.get_trials(deepcopy=False)[number].params
         placement = str(params["placement"])
-        taps = None if placement == self.placements[0] else tuple(int(tap) for tap in placement.split("+"))
-        return Setting(temperature=float(params["temperature"]), kl_q=float(params["kl_q"]), kl_p=float(params["kl_p"]), taps=taps)
+        weights = tuple(float(params.get(f"branch_weight_{tap}", 1.0)) for tap in self.subsets[placement])
+        learning_rate = float(params.get("learning_rate", self.learning_rate))
+        return Setting(
+            temperature=float(params["temperature"]),
+            kl_q=float(params["kl_q"]),
+            kl_p=float(params["kl_p"]),
+            taps=None if placement == self.placements[0] else self.subsets[placement],
+            branch_weights=None if set(weights) == {1.0} else weights,
+            learning_rate=None if "learning_rate" not in params or learning_rate == self.learning_rate else learning_rate,
+        )
 
     def number_of(self, setting: Setting) -> int:
         """Return the number of the first trial that had this setting."""
@@ -137,6 +198,9 @@ class PairSearch:
         value = record.top1_val if state == TrialState.COMPLETE else None
         if state == TrialState.COMPLETE and value is None:
             state = TrialState.FAIL
+        if state == TrialState.PRUNED:
+            share = record.epochs_done / max(1, record.num_epochs)
+            self._trial(number).set_user_attr(STUDENT_RUNS, self.cost_of(self.setting(number)) * share)
         self.study.tell(number, values=value, state=state)
 
     def best(self, count: int) -> list[Setting]:

@@ -29,6 +29,7 @@ def test_ids_are_pinned_since_results_are_found_by_them() -> None:
     "other",
     [
         replace(STUDENT, seed=1),
+        replace(STUDENT, rotations=(0, 2)),
         replace(STUDENT, taps=(1, 2)),
         replace(STUDENT, teacher=replace(TEACHER, seed=1)),
         replace(STUDENT, numerics=NumericsConfig(teacher_predictions="bank")),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from analysis.aggregate import Results
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, HATCHES, new_figure
 from analysis.search import studies_of
 
@@ -13,7 +13,10 @@ from analysis.search import studies_of
 def draw(results: Results, options: Options) -> list[Drawing]:
     """Return a group of bars per study: shares of the variance of validation accuracy (fANOVA)."""
     del options
-    found = {study.name: (study, study.importances()) for study in studies_of(results)}
+    studies = studies_of(results)
+    if not studies:
+        raise NotAsked("Importance: the folder's plan has no search trials.")
+    found = {study.label: (study, study.importances) for study in studies}
     found = {name: value for name, value in found.items() if value[1]}
     if not found:
         raise NothingToShow("Importance: no study has four complete trials that vary a parameter.")
@@ -26,7 +29,8 @@ def draw(results: Results, options: Options) -> list[Drawing]:
         panel.bar(places + (i - (len(names) - 1) / 2) * width, shares, width, label=name, **look)
     panel.set_xticks(places, list(found), fontsize=8)
     panel.set_ylabel("share of the variance")
-    panel.set_ylim(0, 1.25)
+    panel.set_ylim(0, 1.25)  # the legend's room is above 1
+    panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     panel.legend(fontsize=7, ncols=3, loc="upper center")
     ids = tuple(sorted({trial.trial_id for study, _ in found.values() for trial in study.judged}))
     caption = "fANOVA over complete search trials (at most 100 a study, evenly thinned), on validation accuracy; rough with few trials."

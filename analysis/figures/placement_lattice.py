@@ -5,8 +5,14 @@ import itertools
 from matplotlib import colormaps
 
 from analysis.aggregate import Results, for_pair, make_cell, pair_label, pairs_of
-from analysis.artefact import Drawing, NothingToShow, Options
+from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import new_figure
+
+
+def _widest_level(arms: set[str]) -> int:
+    """Return how many placements have the same number of classifiers, at most."""
+    sizes = [0 if arm == "none" else arm.count("+") + 1 for arm in arms]
+    return max(sizes.count(size) for size in sizes)
 
 
 def draw(results: Results, options: Options) -> list[Drawing]:
@@ -14,8 +20,9 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     entries = results.rows(purpose="report", study="aux-placement")
     pairs = pairs_of(entries)
     if not pairs:
-        raise NothingToShow("Placement lattice: the folder's plan has no aux-placement trials.")
-    figure, axes = new_figure(len(pairs), height=3.8)
+        raise NotAsked("Placement lattice: the folder's plan has no aux-placement trials.")
+    widest = max(_widest_level(set(for_pair(entries, pair)["method"])) for pair in pairs)
+    figure, axes = new_figure(len(pairs), height=3.8, width=max(4.6, 0.95 * widest))
     ids: list[str] = []
     for panel, pair in zip(axes, pairs, strict=True):
         mine = for_pair(entries, pair)
@@ -40,7 +47,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
             shade = 0.15 + 0.7 * (mean - low) / (high - low or 1)
             text = f"{'+'.join(sorted(node)) or 'none'}\n{mean:.2f}"
             box = {"boxstyle": "round,pad=0.4", "facecolor": colormaps["cividis"](shade), "edgecolor": "black"}
-            panel.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if shade < 0.5 else "black", bbox=box, zorder=2)
+            panel.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if shade < 0.45 else "black", bbox=box, zorder=2)
         if places:
             panel.set_xlim(min(x for x, _ in places.values()) - 0.6, max(x for x, _ in places.values()) + 0.6)
             panel.set_ylim(min(sizes) - 0.5, max(sizes) + 0.5)

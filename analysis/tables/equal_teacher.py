@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.aggregate import METHODS, SELECTIONS, Results, for_pair, pairs_of, reference, reported
-from analysis.artefact import NothingToShow, Options
+from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.inference import wilcoxon
 from analysis.studies import gain, gain_cell
 from analysis.table import Cell, Table
@@ -21,12 +21,14 @@ def build(results: Results, options: Options) -> list[Table]:
     )
     rows: list[tuple[Cell, ...]] = []
     gains: dict[tuple[str, str], list[float]] = {}
+    is_asked = False
     for pair in pairs_of(entries):
         mine = for_pair(entries, pair)
         for left, right in itertools.product([name for name in METHODS[::-1] if name.startswith("HSAKD")], sorted(set(mine["method"]))):
             roots = [set(mine.loc[mine["method"] == name, "root"]) - {""} for name in (left, right)]
             if left == right or not roots[0] or roots[0] != roots[1]:
                 continue
+            is_asked = True
             found = gain(mine, left, right, SELECTIONS[options.selection])
             if found is None:
                 continue
@@ -41,6 +43,8 @@ def build(results: Results, options: Options) -> list[Table]:
                     Cell(text=found[0].method),
                 )
             )
+    if not rows and not is_asked:
+        raise NotAsked("Equal teacher: the folder's plan has no two methods on the same teacher.")
     if not rows:
         raise NothingToShow("Equal teacher: no two methods have finished trials on the same teacher.")
     for (left, right), values in gains.items():

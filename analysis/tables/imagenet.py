@@ -1,7 +1,7 @@
 """Table 2 of the paper: ImageNet, top-1 and top-5."""
 
 from analysis.aggregate import METHODS, Results, for_pair, make_cell, pairs_of, reference, reported
-from analysis.artefact import NothingToShow, Options
+from analysis.artefact import NotAsked, Options
 from analysis.table import Cell, Table
 
 TOP5 = {"last": "top5_last"}
@@ -13,7 +13,7 @@ def build(results: Results, options: Options) -> list[Table]:
     entries = entries[entries["dataset"] == "imagenet"]
     pairs = pairs_of(entries)
     if not pairs:
-        raise NothingToShow("ImageNet: the folder's plan has no trials on imagenet.")
+        raise NotAsked("ImageNet: the folder's plan has no trials on imagenet.")
     published = reference()
     published = published[published["table"] == "table2_imagenet"]
     notes: list[str] = [f"Per cent; top-1 by selection {options.selection}, top-5 of the last epoch; published: best test epoch."]

@@ -1,8 +1,9 @@
-"""What each study found: its best setting, what mattered, and what the paper's setting gives away."""
+"""What each study found: its best setting, what mattered, what the paper's setting or one for all pairs gives away, and its cost."""
 
-from analysis.aggregate import Results, setting_of
-from analysis.artefact import NothingToShow, Options
-from analysis.search import SearchTrial, Study, studies_of
+from analysis.aggregate import Results, records_of, setting_of
+from analysis.artefact import NotAsked, Options
+from analysis.one_setting import one_setting
+from analysis.search import Study, studies_of
 from analysis.table import Cell, Table
 
 
@@ -11,30 +12,39 @@ def build(results: Results, options: Options) -> list[Table]:
     del options
     studies = studies_of(results)
     if not studies:
-        raise NothingToShow("Search: the folder's plan has no search trials.")
-    shared, mean_regret = _one_setting(studies)
+        raise NotAsked("Search: the folder's plan has no search trials.")
+    shared = one_setting(studies)
     rows, notes = [], ["Validation accuracy in per cent; regret: how far below the study's best. Trial 0 is the paper's setting."]
     for study in studies:
         best, paper = study.best, study.paper
         if best is None:
-            notes.append(f"{study.name}: no search trial is complete yet ({study.states}).")
-            rows.append((Cell(text=study.name), Cell(text=study.states), *[Cell(text="waiting")] * 6))
+            notes.append(f"{study.label}: no search trial is complete yet ({study.states}).")
+            rows.append((Cell(text=study.label), Cell(text=study.states), *[Cell(text="waiting")] * 7))
             continue
-        mine = shared[study.name] if shared else None
+        guess = shared.guesses[study.label] if shared is not None else None
+        judged = tuple(trial.trial_id for trial in study.judged)
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in study.importances.items())
         cells = (
             Cell(text=study.states),
-            Cell(text=study.describe(best)),
+            Cell(text=study.describe(best), trial_ids=(best.trial_id,)),
             Cell(text=f"{best.value:.2f}", mean=best.value, trial_ids=(best.trial_id,)),
-            *(
-                _regret(best.value, None if other is None else other.value, () if other is None else (other.trial_id,))
-                for other in (paper, mine)
+            Cell(text="-") if paper is None else _regret(best.value - paper.value, (paper.trial_id,)),
+            Cell(text="-")
+            if guess is None
+            else _regret(
+                best.value - guess.value, judged if guess.trial is None else (guess.trial.trial_id,), is_guess=guess.trial is None
             ),
-            Cell(text=", ".join(f"{name} {share:.0%}" for name, share in study.importances().items()) or "too few trials"),
+            Cell(text=shares or "too few trials", trial_ids=judged if shares else ()),
             _confirmed(results, study),
+            _cost(results, study),
         )
-        rows.append((Cell(text=study.name), *cells))
-    if shared:
-        notes.append(f"One setting for all pairs: the best that every study tried, mean regret {mean_regret:.2f} points.")
+        rows.append((Cell(text=study.label), *cells))
+    if shared is not None:
+        notes.append(
+            f"One setting for all pairs ({shared.text}): the lowest mean regret of all settings tried, {shared.mean_regret:.2f} points. "
+            "A regret marked ~ is estimated (random forest over the study's trials), since the study did not try that setting."
+        )
+    notes.append("Hours: of search and confirmation trials, pruned and failed ones included; reported rows are trained on top of that.")
     columns = (
         "Study",
         "Trials",
@@ -44,34 +54,46 @@ def build(results: Results, options: Options) -> list[Table]:
         "Regret of one setting",
         "Importance (fANOVA)",
         "Confirmed",
+        "Hours",
     )
     return [Table(name="search_summary", title="Search", columns=columns, rows=tuple(rows), notes=tuple(notes))]
 
 
-def _regret(best: float, value: float | None, trial_ids: tuple[str, ...]) -> Cell:
-    return Cell(text="-") if value is None else Cell(text=f"{best - value:.2f}", mean=best - value, trial_ids=trial_ids)
+def _regret(value: float, trial_ids: tuple[str, ...], *, is_guess: bool = False) -> Cell:
+    return Cell(text=f"{'~' if is_guess else ''}{value:.2f}", mean=value, trial_ids=trial_ids)
 
 
-def _one_setting(studies: list[Study]) -> tuple[dict[str, SearchTrial] | None, float]:
-    with_best = [study for study in studies if study.best is not None]
-    tried = [{tuple(sorted(trial.params.items())): trial for trial in study.complete} for study in with_best]
-    common = set.intersection(*(set(trials) for trials in tried)) if tried else set()
-    if not common or len(with_best) < 2:
-        return None, 0.0
-    chosen = max(sorted(common, key=str), key=lambda params: sum(trials[params].value for trials in tried))
-    regrets = [study.best.value - trials[chosen].value for study, trials in zip(with_best, tried, strict=True) if study.best is not None]
-    return {study.name: trials[chosen] for study, trials in zip(with_best, tried, strict=True)}, sum(regrets) / len(regrets)
+def _cost(results: Results, study: Study) -> Cell:
+    entries = results.entries[(results.entries["study"] == study.name) & results.entries["purpose"].isin(["search", "confirm"])]
+    entries = entries[entries["dataset"].fillna("").isin([study.dataset, ""])].drop_duplicates("trial_id")
+    hours = float(entries["total_seconds"].fillna(0).sum()) / 3600
+    return Cell(text=f"{hours:.2f}", mean=hours, trial_ids=tuple(entries.loc[entries["total_seconds"].notna(), "trial_id"]))
 
 
 def _confirmed(results: Results, study: Study) -> Cell:
+    """Return the confirmed setting (or, while confirmations run, the leader), chosen exactly as the sweep chooses.
+
+    A setting needs a complete trial of every seed; of equal means the paper's setting wins, then the one that searched better.
+    """
     entries = results.rows(purpose="confirm", study=study.name)
-    done = entries[(entries["status"] == "complete") & entries["top1_val"].notna()]
-    if done.empty:
-        return Cell(text="-" if entries.empty else "waiting")
-    settings = dict(list(done.groupby(done["config_json"].map(setting_of))))
-    means = {key: float(group["top1_val"].mean()) for key, group in settings.items()}
-    winner = max(sorted(means, key=str), key=lambda key: means[key])
-    row = settings[winner].iloc[0]
-    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in dict(row["weights"]).items() if name != "task")
-    text = f"temperature {row['temperature']:.3g}, {weights}: {means[winner]:.2f} ({len(settings[winner])}), best of {len(means)}"
-    return Cell(text=text, mean=means[winner], trial_ids=tuple(settings[winner]["trial_id"]))
+    entries = entries[entries["dataset"].fillna("").isin([study.dataset, ""])].drop_duplicates(["trial_id", "seed"])
+    if entries.empty:
+        return Cell(text="-")
+    searched = {trial.number: trial.value for trial in study.complete}
+    candidates = []
+    for _, group in entries.groupby(entries["config_json"].map(setting_of)):
+        done = group[(group["status"] == "complete") & group["top1_val"].notna()]
+        number = int(group["study_number"].fillna(-1).min())
+        if len(done) == len(group):
+            mean = float(done["top1_val"].mean())
+            candidates.append((mean, number == 0, searched.get(number, float("-inf")), -number, done))
+    num_settings = entries["config_json"].map(setting_of).nunique()
+    if not candidates:
+        return Cell(text="waiting" if (entries["status"] == "waiting").any() else "none: every setting has a failed seed")
+    mean, is_paper, _, _, done = max(candidates, key=lambda candidate: candidate[:4])
+    row = records_of(done)[0]
+    weights = [f"{name} {weight:.3g}" for name, weight in dict(row["weights"]).items() if name != "task"]
+    name = "the paper's setting" if is_paper else ", ".join([f"temperature {row['temperature']:.3g}", *weights, f"taps {row['taps']}"])
+    is_over = not (entries["status"] == "waiting").any()
+    rank = f"best of {num_settings}" if is_over else f"leads {len(candidates)} of {num_settings} so far"
+    return Cell(text=f"{name}: {mean:.2f} ({len(done)}), {rank}", mean=mean, n=len(done), trial_ids=tuple(done["trial_id"]))

@@ -1,9 +1,11 @@
 """Table 1 of the paper: methods by pairs, the published rows beside the measured ones; and the comparison of the two."""
 
+import json
+
 import pandas as pd
 
-from analysis.aggregate import METHODS, Results, for_pair, make_cell, pair_label, pairs_of, reference, reported
-from analysis.artefact import NothingToShow, Options
+from analysis.aggregate import METHODS, Results, for_pair, make_cell, pair_label, pairs_of, reference, reported, setting_of
+from analysis.artefact import NotAsked, Options
 from analysis.inference import Summary, holm, verdict, welch
 from analysis.table import Cell, Table
 
@@ -11,7 +13,8 @@ PUBLISHED_N = 3  # runs behind a published mean ± std; their ddof is not publis
 PUBLISHED_EPOCHS = 240
 COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
 LATER = ("PKT", "DKD", "DIST", "ReviewKD", "LSKD")
-ROWS = tuple(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,)))
+ONLINE = "HSSAKD (online)"
+ROWS = (*(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,))), ONLINE)
 Pair = tuple[str, str, str]
 
 
@@ -20,15 +23,16 @@ def build(results: Results, options: Options) -> list[Table]:
     entries = reported(results)
     pairs = pairs_of(entries)
     if not pairs:
-        raise NothingToShow("Table 1: the folder's plan has no reported pair.")
+        raise NotAsked("Table 1: the folder's plan has no reported pair.")
     found = set(entries["method"])
     methods = [*ROWS, *sorted(found - set(ROWS))]
     published = {pair: _published(pair) for pair in pairs}
     others = sorted({method for rows in published.values() for method in rows} - set(methods))
     notes: list[str] = []
+    entries, refused = _uniform(entries, pairs, options, notes)
     rows = []
     for method in methods:
-        cells = [_measured(entries, pair, method, options, notes) for pair in pairs]
+        cells = [refused.get((pair, method)) or _measured(entries, pair, method, options, notes) for pair in pairs]
         if any(cell.text != "-" for cell in cells):
             rows.append((Cell(text=method), *cells))
         if any(method in published[pair] for pair in pairs):
@@ -44,6 +48,50 @@ def build(results: Results, options: Options) -> list[Table]:
     tables = [Table(name="table1", title="Table 1: accuracy of the methods", columns=columns, rows=tuple(rows), notes=(*about, *notes))]
     comparison = _comparison(entries, pairs, published, options)
     return [*tables, comparison] if comparison is not None else tables
+
+
+def _uniform(
+    entries: pd.DataFrame, pairs: list[Pair], options: Options, notes: list[str]
+) -> tuple[pd.DataFrame, dict[tuple[Pair, str], Cell]]:
+    """Return the entries that may share their pair's column, and a "refused" cell for each row that may not.
+
+    The rows of a column must have been trained on the same data, and those of one teacher regime on the same teacher (seeds aside); what
+    most trials of the column have is right. With `force` nothing is refused, but the notes say it.
+    """
+    refused: dict[tuple[Pair, str], Cell] = {}
+    kept = entries
+    for pair in pairs:
+        mine = for_pair(entries, pair)
+        mine = mine[(mine["status"] == "complete") & (mine["config_json"] != "")]
+        facts = pd.DataFrame([_grounds(text) for text in mine["config_json"]], index=mine.index, columns=["data", "regime", "teacher"])
+        groups = [("the training data", "data", facts)]
+        groups += [(f"the {regime!s} teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
+        for what, column, group in groups:
+            counts = group[column].value_counts()
+            usual = max(sorted(counts.index), key=lambda value: counts[value], default="")
+            for name, odd in mine.loc[group.index[group[column] != usual]].groupby("method"):
+                method = str(name)
+                if len(odd) < (mine["method"] == method).sum():
+                    continue  # a row that differs within itself is refused by its own cell
+                where = f"{method}, {pair[1]} → {pair[2]}"
+                if options.force:
+                    notes.append(f"{where}: forced, {what} differs from the other rows of the column.")
+                else:
+                    notes.append(f"{where}: refused, {what} differs from the other rows of the column (--force shows it).")
+                    refused[pair, method] = Cell(text="refused", trial_ids=tuple(odd["trial_id"]))
+                    kept = kept.drop(index=kept.index.intersection(odd.index))
+    return kept, refused
+
+
+def _grounds(config_json: str) -> tuple[str, str, str]:
+    """Return what the rows of a column must share: the data, and under a teacher's regime its backbone's configuration, seeds aside."""
+    config = json.loads(config_json)
+    data, teacher = json.dumps(config.get("data"), sort_keys=True), config.get("teacher")
+    if teacher is None:
+        return data, "", ""
+    root = teacher.get("backbone") or teacher
+    is_plain = root is not teacher or all(name != "ce_q" for name, _ in teacher["objective"]["terms"])
+    return data, "frozen" if is_plain else "joint", setting_of(json.dumps(root))
 
 
 def _measured(entries: pd.DataFrame, pair: Pair, method: str, options: Options, notes: list[str]) -> Cell:
@@ -63,7 +111,8 @@ def _published(pair: Pair) -> dict[str, Summary]:
     if pair[0] != "cifar100":
         return {}
     rows = reference()
-    rows = rows[(rows["table"] == "table1_cifar100") & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
+    is_here = rows["table"].isin(["table1_cifar100", "online_cifar100"])  # the latter are pairs of a network with itself
+    rows = rows[is_here & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
     return {
         row["method"]: Summary(
             mean=row["mean"], std=None if pd.isna(row["std"]) else row["std"], n=1 if pd.isna(row["std"]) else PUBLISHED_N
@@ -73,7 +122,7 @@ def _published(pair: Pair) -> dict[str, Summary]:
 
 
 def _published_row(method: str, pairs: list[Pair], published: dict[Pair, dict[str, Summary]]) -> tuple[Cell, ...]:
-    return (Cell(text=f"{method}, published"), *(published_cell(published[pair].get(method)) for pair in pairs))
+    return (Cell(text=f"{method}, published (best-test)"), *(published_cell(published[pair].get(method)) for pair in pairs))
 
 
 def published_cell(summary: Summary | None) -> Cell:

@@ -1,12 +1,21 @@
-"""Linear probes of frozen students on other data sets."""
+"""Table 3 of the paper: linear probes of frozen students on other data sets."""
 
 from analysis.aggregate import Results
 from analysis.artefact import Options
-from analysis.studies import study_table
+from analysis.inference import Summary
+from analysis.studies import Pair, published_arms, study_table
 from analysis.table import Table
 
 
 def build(results: Results, options: Options) -> list[Table]:
-    """Return the accuracy of each method's features."""
+    """Return the accuracy of each method's features, the published ones beside them on the paper's data sets."""
     title = "Transfer: linear probes on other data sets"
-    return [study_table(results, options, study="transfer", title=title, order=lambda entry: entry["method"], base="Student")]
+    return [
+        study_table(
+            results, options, study="transfer", title=title, order=lambda entry: entry["method"], base="Student", published=_published
+        )
+    ]
+
+
+def _published(pair: Pair) -> dict[str, Summary]:
+    return published_arms(f"table3_transfer_{pair[0]}", pair, dataset=pair[0])

@@ -41,11 +41,21 @@ class Step:
     epoch: int = 0
     num_epochs: int = 1
     number: int = 0
+    rotations: tuple[int, ...] | None = None  # the quarter turn of each view along M, where fewer are fed than joint labels have
 
     @property
     def num_rotations(self) -> int:
         """M."""
         return self.student_logits.shape[1]
+
+    @property
+    def joint_targets(self) -> Tensor:
+        """The labels k = y*M + j of all views, [B, M]; with fewer views fed, only theirs (joint classifiers keep their width)."""
+        if self.rotations is None:
+            return joint_labels(self.labels, self.num_rotations)
+        width = self.student_joint_logits[0].shape[-1] // self.student_logits.shape[-1]
+        labels = joint_labels(self.labels, width)
+        return torch.stack([labels[:, turn] for turn in self.rotations], dim=1)
 
     @property
     def weights_of_branches(self) -> tuple[float, ...]:

@@ -97,6 +97,7 @@ class HierarchicalNet(nn.Module):
         self.name, self.spec = name, spec
         self.num_classes, self.num_rotations, self.num_branches = num_classes, num_rotations, num_stages
         self.is_frozen = False
+        self.peer: HierarchicalNet | None = None  # in online mutual distillation: trained with this network, never part of its forward
         self.backbone = Backbone(spec, num_classes)
         self.auxiliary_classifiers = nn.ModuleDict({str(tap): self._auxiliary_classifier(tap) for tap in self.taps})
         self.register_state_dict_post_hook(_name_state_dict)  # type: ignore[no-untyped-call]
@@ -119,10 +120,14 @@ class HierarchicalNet(nn.Module):
             stages = [spec.stages[index].build(widths[index - 1], downsample=True) for index in range(tap, len(spec.stages))]
         return Classifier(nn.ModuleList(stages), spec.neck(), spec.out_channels, self.num_rotations * self.num_classes)
 
-    def freeze_backbone(self) -> None:
-        """Keep the backbone as it is from now on: no gradient, eval mode even while the branches train, nothing sent into it."""
+    def freeze_backbone(self, *, trains_head: bool = False) -> None:
+        """Keep the backbone as it is from now on: no gradient, eval mode even while the branches train, nothing sent into it.
+
+        With `trains_head` its linear layer is trained (a linear probe).
+        """
         self.is_frozen = True
         self.backbone.requires_grad_(False)
+        self.backbone.head.requires_grad_(trains_head)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:

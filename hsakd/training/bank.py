@@ -27,7 +27,7 @@ from torch import Tensor
 from hsakd.bank_size import bank_bytes
 from hsakd.config import NumericsConfig
 from hsakd.data.datasets import Dataset
-from hsakd.data.views import Batch
+from hsakd.data.views import Batch, ViewSpace
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions, prefers_channels_last
@@ -214,16 +214,20 @@ def open_predictions(
     )
     if numerics.teacher_predictions == "live":
         return live
+    views = dataset.views
     if feature_terms:
         live.fallback = f"a bank keeps logits only, and {', '.join(feature_terms)} reads the teacher's feature maps"
+        return live
+    if not isinstance(views, ViewSpace):
+        live.fallback = "resized crops are too many to be kept"
         return live
     root = default_bank_dir() if bank_dir is None else bank_dir
     identity = {
         "teacher": teacher.name,
         "weights_sha256": weights_sha256,
         "data": dataset.fingerprint,
-        "padding": dataset.views.padding,
-        "has_flip": dataset.views.has_flip,
+        "padding": views.padding,
+        "has_flip": views.has_flip,
         "num_rotations": num_rotations,
         "num_classes": teacher.num_classes,
         "dtype": numerics.bank_dtype,

@@ -19,7 +19,8 @@ from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate
-from hsakd.training.predictions import TeacherPredictions, prefers_channels_last
+from hsakd.training.mutual import mutual_loss
+from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
 from hsakd.training.stages import stage_at, term_context, training_stages
 
 
@@ -36,6 +37,7 @@ class FitResult:
 
     epochs: list[EpochMetrics]
     accuracy: Accuracy | None
+    peer_accuracy: Accuracy | None = None
     diverged_step: int | None = None
 
 
@@ -97,11 +99,23 @@ def compute_loss(
     *,
     autocast: torch.dtype | None,
     moment: Moment = START,
+    rotations: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet."""
+    """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet.
+
+    With `rotations` the student sees those turns only; the teacher is asked about all, so that every such student shares its bank.
+    """
+    if network.peer is not None:
+        return mutual_loss(network, objective, batch, autocast=autocast)
     num_rotations = network.num_rotations if objective.is_rotated else 1
     rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
     teacher = predictions.predict(batch, rows) if predictions is not None else None
+    if rotations is not None and num_rotations > 1:
+        rows = select_turns(rows.view(-1, num_rotations, *rows.shape[1:]), rotations).flatten(0, 1)
+        num_rotations = len(rotations)
+        if teacher is not None:
+            joint_logits = tuple(select_turns(joint, rotations) for joint in teacher.joint_logits)
+            teacher = Predictions(select_turns(teacher.logits, rotations), joint_logits)
     device_type = rows.device.type
     context = torch.autocast(device_type, dtype=autocast) if autocast is not None else contextlib.nullcontext()
     with context:
@@ -125,6 +139,7 @@ def compute_loss(
             teacher_joint_logits=() if teacher is None else teacher.joint_logits,
             temperature=objective.temperature,
             branch_weights=objective.branch_weights,
+            rotations=rotations if objective.is_rotated else None,
         )
     )
 
@@ -132,6 +147,11 @@ def compute_loss(
 def by_image(rows: Tensor, num_rotations: int) -> Tensor:
     """Unfold sample-major rows [B*M, ...] into [B, M, ...]."""
     return rows.unflatten(0, (-1, num_rotations))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def select_turns(values: Tensor, rotations: tuple[int, ...]) -> Tensor:
+    """Return `values` [B, M, ...] at some of the M turns; by stacking views, since an index list would be copied from the host."""
+    return torch.stack([values[:, turn] for turn in rotations], dim=1)
 
 
 class RunningLosses:
@@ -168,12 +188,13 @@ def training_step(
     autocast: torch.dtype | None = None,
     epoch: int = 0,
     num_epochs: int = 1,
+    rotations: tuple[int, ...] | None = None,
 ) -> None:
     """Take one optimizer step and add its losses to `losses`; nothing here waits for the device (so it runs on `meta`, too)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     moment = Moment(epoch, num_epochs, step)
-    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, moment=moment)
+    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, moment=moment, rotations=rotations)
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -297,6 +318,7 @@ def fit(
                 autocast=autocast,
                 epoch=stage_epoch,
                 num_epochs=stage.optim.epochs,
+                rotations=config.rotations,
             )
         mean_loss, mean_terms = losses.means(steps_per_epoch)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
@@ -312,6 +334,8 @@ def fit(
         evaluation_started = time.monotonic()
         test = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
         val = evaluate(network, data.val_images, data.val_labels, mean=data.mean, std=data.std) if len(data.val_labels) else None
+        peer = network.peer
+        peer_test = evaluate(peer, data.test_images, data.test_labels, mean=data.mean, std=data.std) if peer is not None else None
         epochs.append(
             EpochMetrics(
                 trial_id=config.trial_id,
@@ -323,6 +347,7 @@ def fit(
                 top1_test=test.top1,
                 top5_test=test.top5,
                 top1_val=None if val is None else val.top1,
+                top1_test_peer=None if peer_test is None else peer_test.top1,
                 train_seconds=train_seconds,
                 eval_seconds=time.monotonic() - evaluation_started,
                 bank_hits=0 if predictions is None else predictions.hits - hits,
@@ -333,8 +358,13 @@ def fit(
         save(epoch + 1, 0, 0.0)
         if hooks.on_epoch is not None:
             hooks.on_epoch(epochs[-1])
-    final = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(network.taps) > 0)
-    return FitResult(epochs=epochs, accuracy=final)
+    final, peer_final = (
+        evaluate(member, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(member.taps) > 0)
+        if member is not None
+        else None
+        for member in (network, network.peer)
+    )
+    return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final)
 
 
 def _compiled(network: HierarchicalNet, numerics: NumericsConfig) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `browser`
 NUM_EPOCHS = 4
 ALL_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
 LOSS_ARMS = {

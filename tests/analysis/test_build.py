@@ -1,5 +1,7 @@
 """`analysis/build.py` on real Parquet folders, whole and broken."""
 
+import html
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +43,7 @@ def test_published_rows_stand_beside_measured_ones_for_cifar100_only(folder: Mak
         run = folder(dataset, dataset=dataset)
         run.pair()
         assert main([str(run.write())]) == 0
-        assert ("HSAKD*, published" in set(rows_of(run.root / "tables/table1.csv")["row"])) is (dataset == "cifar100")
+        assert ("HSAKD*, published (best-test)" in set(rows_of(run.root / "tables/table1.csv")["row"])) is (dataset == "cifar100")
 
 
 def test_an_unfinished_sweep_says_what_is_missing(folder: Make) -> None:
@@ -89,10 +91,74 @@ def test_a_broken_file_a_foreign_file_and_an_unknown_schema_are_sentences(folder
     assert texts.count("2/3 seeds") + texts.count("1/3 seeds") + texts.count("failed: unreadable") + texts.count("0/") >= 1
 
 
-def test_an_empty_folder_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty")]) == 0
-    assert "holds no plan and no trials" in capsys.readouterr().out
+def spoil_trial(run: Any) -> str:
+    path = sorted((run.root / "trials").iterdir())[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return f"run/trials/{path.name} is not readable Parquet (cut or half-written); its trial counts as missing."
+
+
+def spoil_row(run: Any) -> str:
+    path = sorted((run.root / "trials").iterdir())[0]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index("status"), "status", [["finished?"]]), path)
+    return f"run/trials/{path.name} has a broken row (its id or its status is not valid); its trial counts as missing."
+
+
+def spoil_version(run: Any) -> str:
+    path = sorted((run.root / "trials").iterdir())[0]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index("schema_version"), "schema_version", [[99]]), path)
+    return f"run/trials/{path.name} has schema_version 99; accepted: 1; its trial counts as missing."
+
+
+def spoil_epochs(run: Any) -> str:
+    config = run.config(run.student, seed=0, taps=())
+    path = run.root / "epochs" / f"{config.trial_id}.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    return f"run/epochs/{path.name} is not readable Parquet; its curve is left out."
+
+
+def spoil_plan(run: Any) -> str:
+    path = run.root / "plan.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    return "run/plan.parquet can't be used"
+
+
+def spoil_plan_version(run: Any) -> str:
+    path = run.root / "plan.parquet"
+    table = pq.read_table(path)
+    versions = [[7] * table.num_rows]
+    pq.write_table(table.set_column(table.column_names.index("schema_version"), "schema_version", versions), path)
+    return "run/plan.parquet can't be used: plan.parquet has schema_version 7; accepted: 1."
+
+
+def leave_nothing(run: Any) -> str:
+    shutil.rmtree(run.root)
+    run.root.mkdir()
+    return "run holds no plan and no trials."
+
+
+@pytest.mark.parametrize("spoil", [spoil_trial, spoil_row, spoil_version, spoil_epochs, spoil_plan, spoil_plan_version, leave_nothing])
+def test_what_cannot_be_read_is_a_sentence_in_the_output_and_in_the_report(
+    folder: Make, capsys: pytest.CaptureFixture[str], spoil: Callable[[Any], str]
+) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    run.write()
+    sentence = spoil(run)
+    assert main([str(run.root)]) == 0
+    assert sentence in capsys.readouterr().out
+    assert html.escape(sentence) in (run.root / "tables/report.html").read_text()
+
+
+def test_a_study_with_one_trial_is_a_sentence_in_the_output_and_in_the_report(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(dataset="digits")
+    run.add(run.config(run.student, seed=0, validation=0.1), "search", "search", 70.0, study="a-b", study_number=0)
+    assert main([str(run.write())]) == 0
+    sentence = "Importance: no study has four complete trials that vary a parameter."
+    assert sentence in capsys.readouterr().out
+    assert sentence in (run.root / "tables/report.html").read_text()
+    assert "too few trials" in (run.root / "tables/report.html").read_text()
 
 
 def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """The report, opened in a real browser; figures, studies and compaction on real Parquet folders."""
 
-import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, browser
 from scipy import stats
 
 from analysis.aggregate import load
@@ -17,7 +19,6 @@ from analysis.compact import compact
 from analysis.inference import Summary, holm, paired, summarize, verdict, welch
 
 Make = Callable[..., Any]
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 STUDIES = ("loss_terms", "aux_placement", "temperature", "loss_weights")
 
 
@@ -59,23 +60,34 @@ def test_hostile_text_in_a_record_is_text_in_the_report(whole: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (Debian package: chromium)")
-def test_the_report_opens_in_a_browser_without_errors_or_missing_figures(whole: Path, tmp_path: Path) -> None:
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-        "--enable-logging=stderr",
-        "--v=0",
-    ]
-    page = (whole / "tables/report.html").resolve().as_uri()
-    command = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", page]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = dict(re.findall(r'data-(figures|broken|dangling)="(\d+)"', done.stdout[done.stdout.index("<body") :][:300]))
-    assert found == {"figures": "8", "broken": "0", "dangling": "0"}
-    assert "CONSOLE" not in done.stderr
-    assert '<button title="sort">' in done.stdout
+def test_the_report_in_a_browser_has_no_errors_sorts_links_and_fits_a_phone_in_light_and_dark(built: Path, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as page:
+        page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        page.resize(1200, 900)
+        page.open((built / "tables/report.html").resolve().as_uri())
+        page.wait_for("document.body.dataset.figures")
+        found = page.evaluate("({...document.body.dataset})")
+        assert found == {"figures": "8", "broken": "0", "dangling": "0"}
+        column = "[...document.querySelectorAll('#table-temperature tbody tr')].map(row => Number(row.cells[1].dataset.sort))"
+        before = page.evaluate(column)
+        page.click("#table-temperature thead th:nth-child(2) button")
+        assert page.evaluate(column) == sorted(before) != before
+        page.click("#table-temperature thead th:nth-child(2) button")
+        assert page.evaluate(column) == sorted(before, reverse=True)
+        page.click("#table-temperature tbody td a")
+        page.wait_for("location.hash.startsWith('#trial-') && document.querySelector(location.hash).open")
+        opened = page.evaluate("document.querySelector(location.hash).innerText")
+        for part in ("seed", "versions", "torch 2.9", '"temperature"', "epoch 3: loss"):
+            assert part.lower() in opened.lower(), part
+        colours = []
+        for scheme in ("light", "dark"):
+            page.prefer(scheme)
+            colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert colours == ["rgb(255, 255, 255)", "rgb(22, 24, 27)"]
+        page.resize(390, 844, is_phone=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.evaluate("Math.max(...[...document.images].map(image => image.getBoundingClientRect().right))") <= 390
+        assert page.errors == []
 
 
 def test_compacted_and_small_files_read_the_same(whole: Path) -> None:
@@ -98,6 +110,42 @@ def test_a_trial_redone_after_compaction_is_read_from_its_new_file_and_once(fold
     run.finish(config, 12.5)
     trials = load([run.root]).trials
     assert trials.loc[trials["trial_id"] == config.trial_id, "top1_last"].to_list() == [12.5]
+
+
+READER = """
+import sys, time
+from pathlib import Path
+from analysis.aggregate import load
+run, expected, stop = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+reads = 0
+while not stop.exists() or reads == 0:
+    results = load([run])
+    found = results.trials["trial_id"]
+    assert len(found) == expected and found.is_unique, (len(found), results.notes)
+    curves = results.epochs(found.to_list()[:20], ["top1_test"])
+    assert len(curves) == 20 * 4, len(curves)
+    assert not results.notes, results.notes
+    reads += 1
+print(reads)
+"""
+
+
+def test_a_reader_in_another_process_sees_every_trial_once_while_compactions_run(folder: Make, tmp_path: Path) -> None:
+    run = folder()
+    run.pair()
+    run.studies()
+    expected, stop = len(list((run.write() / "trials").iterdir())), tmp_path / "stop"
+    command = [sys.executable, "-c", READER, str(run.root), str(expected), str(stop)]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end, compactions = time.monotonic() + 6, 0
+    while time.monotonic() < end and reader.poll() is None:
+        compact(run.root)
+        compactions += 1
+    stop.touch()
+    output, errors = reader.communicate(timeout=120)
+    assert reader.returncode == 0, errors
+    assert int(output) >= 1
+    assert compactions >= 2
 
 
 def test_a_compaction_that_dies_before_its_rename_changes_nothing(folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ start = time.perf_counter()
 from analysis.build import main
 status = main(sys.argv[1:])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(f"TIMED exit {status}, {time.perf_counter() - start:.1f} s, peak {peak:.2f} GiB")
+print(f"TIMED exit {status}, {time.perf_counter() - start:.1f} s ({time.process_time():.1f} s of CPU time), peak {peak:.2f} GiB")
 """
 
 

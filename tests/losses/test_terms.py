@@ -1,6 +1,7 @@
 """The loss terms against references written as loops over images, rotations, branches and classes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,20 @@ def reference(name: str, step: Step) -> float:
 @pytest.mark.parametrize("name", ["task", "ce_q", "kl_q", "kl_p", "kd"])
 def test_term_equals_its_equation_written_as_loops(name: str, step: Step) -> None:
     assert LOSS_TERMS[name].compute(step).item() == pytest.approx(reference(name, step), rel=1e-12)
+
+
+def test_ce_q_with_fewer_turns_fed_keeps_the_joint_labels_of_those_turns(step: Step) -> None:
+    turns = (0, 2)
+    joint_logits = tuple(logits[:, list(turns)] for logits in step.student_joint_logits)
+    fed = replace(step, student_logits=step.student_logits[:, list(turns)], student_joint_logits=joint_logits, rotations=turns)
+    expected = 0.0
+    for b in range(B):
+        for branch in range(L):
+            for j in turns:
+                k = int(step.labels[b]) * M + j
+                weight = step.weights_of_branches[branch] / (B * len(turns))
+                expected -= weight * math.log(softmax(step.student_joint_logits[branch][b, j], 1.0)[k])
+    assert LOSS_TERMS["ce_q"].compute(fed).item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_objective_weighs_its_terms_and_reports_them_unweighted(step: Step) -> None:

@@ -39,6 +39,7 @@ def quick(
                 loss_terms={"task": 1.0},
                 top1_test=accuracy,
                 top1_val=value,
+                train_seconds=0.25,
             )
         )
         if report is not None:

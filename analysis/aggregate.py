@@ -312,6 +312,11 @@ def pairs_of(entries: pd.DataFrame) -> list[tuple[str, str, str]]:
     return sorted(pairs, key=lambda pair: (pair[0], PAIRS.index(pair[1:]) if pair[1:] in PAIRS else len(PAIRS), pair))
 
 
+def methods_of(entries: pd.DataFrame) -> list[str]:
+    """Return Table 1's methods in their order, then whatever else the entries report (comparators, online distillation), by name."""
+    return [*METHODS, *sorted(set(entries["method"]) - set(METHODS))]
+
+
 def pair_label(pair: tuple[str, str, str], pairs: Sequence[tuple[str, str, str]]) -> str:
     """Return "teacher → student", with the data set where several are shown."""
     return f"{pair[1]} → {pair[2]}" + (f" [{pair[0]}]" if len({other[0] for other in pairs}) > 1 else "")

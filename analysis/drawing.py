@@ -12,6 +12,11 @@ MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
 
 
+def marker_of(number: int) -> str:
+    """Return a marker that differs from the last one of the same colour, however many methods a figure has."""
+    return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+
+
 def new_figure(num_panels: int = 1, *, height: float = 3.4, width: float = 4.6) -> tuple[Figure, list[Axes]]:
     """Return a figure with `num_panels` axes, two in a row."""
     columns = min(2, num_panels)

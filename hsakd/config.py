@@ -83,12 +83,31 @@ def _require(condition: bool, name: str, value: object, accepted: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FolderConfig(DataclassConfig):
+    """What a user's image folder held when the trial was planned, so that other images are another trial; and how they are augmented.
+
+    `sha256` is the digest of all images and their paths; random crops of images padded by `padding` zero pixels, mirrored with `has_flip`.
+    """
+
+    sha256: str
+    num_classes: int
+    num_train_images: int
+    padding: int
+    has_flip: bool
+
+    def __post_init__(self) -> None:
+        _require(self.num_classes >= 2, "num_classes", self.num_classes, "2 or more")
+        _require(self.padding >= 0, "padding", self.padding, "0 or more pixels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig(DataclassConfig):
     """Which images a trial sees.
 
     `train_subset` keeps that many training images, stratified (None: all); `few_shot_ratio` then applies the authors' split rule (Table 5);
     `validation_fraction` of what is left is held out, stratified, for selection (0: none). `image_size` is the side in pixels after
-    resizing (None: as stored).
+    resizing (None: as stored). `folder` describes the images of data set "imagefolder". `augmentation` "resized_crop" (linear probes)
+    takes random crops of the stored images and resizes each to `image_size`, instead of shifting and mirroring resized ones.
     """
 
     dataset: str
@@ -97,8 +116,17 @@ class DataConfig(DataclassConfig):
     few_shot_ratio: float = 1.0
     validation_fraction: float = 0.0
     split_seed: int = 0
+    folder: FolderConfig | None = None
+    augmentation: Literal["shift", "resized_crop"] = "shift"
 
     def __post_init__(self) -> None:
+        _require(self.augmentation in ("shift", "resized_crop"), "augmentation", self.augmentation, "shift, resized_crop")
+        _require(
+            (self.dataset == "imagefolder") == (self.folder is not None),
+            "folder",
+            self.folder,
+            "the description of an image folder with the data set imagefolder, None with others",
+        )
         _require(self.image_size is None or self.image_size >= 8, "image_size", self.image_size, "8 or more pixels")
         _require(self.train_subset is None or self.train_subset > 0, "train_subset", self.train_subset, "a positive number of images")
         _require(0 < self.few_shot_ratio <= 1, "few_shot_ratio", self.few_shot_ratio, "above 0, at most 1")
@@ -180,10 +208,12 @@ class TrialConfig(DataclassConfig):
     """One training: a baseline, a backbone, a teacher or a student; they differ only in `objective`, `taps`, `teacher` and `backbone`.
 
     `taps` are the 1-based stages that have an auxiliary classifier c_l (None: all of the network's, (): none). `teacher` is the trial whose
-    final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher regime).
+    final weights are distilled; `backbone` is the trial whose final backbone is loaded and frozen (the frozen teacher
+    regime; with `taps` () a linear probe, which trains a new linear layer in place of the backbone's).
     `rotations` are the quarter turns that training feeds to rotated terms, of the `num_rotations` that joint labels distinguish (None:
     all of them; always with 0, the unrotated image): an ablation, whose joint classifiers, teacher and bank stay those of all turns.
-    `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is.
+    `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is. `peer` is a network that
+    is trained together with this one, each the other's teacher (online mutual distillation); the record is about `network`.
     """
 
     network: str
@@ -198,8 +228,14 @@ class TrialConfig(DataclassConfig):
     backbone: "TrialConfig | None" = None
     imported_sha256: str | None = None
     rotations: tuple[int, ...] | None = None
+    peer: str | None = None
 
     def __post_init__(self) -> None:
+        other = (self.teacher, self.backbone, self.imported_sha256, self.rotations)
+        is_alone = all(value is None for value in other)
+        _require(
+            self.peer is None or is_alone, "peer", self.peer, "None where there is a teacher, a backbone, imported weights or rotations"
+        )
         _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(
@@ -223,10 +259,16 @@ class TrialConfig(DataclassConfig):
         )
 
     @property
-    def role(self) -> Literal["baseline", "teacher", "student"]:
-        """What the trial is for: `teacher` has labels on rotated images, `student` distils, `baseline` is the plain task."""
-        if self.teacher is not None:
+    def role(self) -> Literal["baseline", "teacher", "student", "probe"]:
+        """What the trial is for.
+
+        `teacher` has labels on rotated images, `student` distils, `baseline` is the plain task, `probe` trains a new linear layer on the
+        frozen backbone of a trial, possibly for another data set.
+        """
+        if self.teacher is not None or self.peer is not None:
             return "student"
+        if self.backbone is not None and self.taps == ():
+            return "probe"
         return "teacher" if self.backbone is not None or any(name == "ce_q" for name, _ in self.objective.terms) else "baseline"
 
     @property

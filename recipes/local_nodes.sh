@@ -9,7 +9,7 @@ ray=${RAY:-ray}
 port=${PORT:-$((20000 + $$ % 20000))}
 address="127.0.0.1:$port"
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0
-temporary=$(mktemp -d -t hsakd-nodes-XXXXXX)
+temporary=$(mktemp -d /tmp/hsakd-nodes-XXXXXX)  # short: Ray's sockets lie in it
 nodes=()
 driver=
 

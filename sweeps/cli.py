@@ -13,11 +13,13 @@ import tyro
 from hsakd.network_table import network_table
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
-from sweeps.presets import METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE
+from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library
 from sweeps.space import SearchBudget, SearchSpace, read_space
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
+OWN_IMAGES = "imagefolder"
+DATASET_NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", OWN_IMAGES, "stl10", "tinyimagenet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +37,8 @@ class SweepOptions:
     """Data, pairs and schedule."""
     pairs: tuple[str, ...] = ()
     """TEACHER-STUDENT names; default: the preset's."""
-    methods: tuple[str, ...] = METHODS
-    """Table rows."""
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    """Table rows; beside the default ones, the comparators of Table 1 and later ones (FitNet AT AB VID ...)."""
     seeds: int | None = None
     """Number of student seeds."""
     teacher_seeds: int = 1
@@ -52,7 +54,13 @@ class SweepOptions:
     epochs: int | None = None
     """Epochs of every training; milestones scale."""
     dataset: str | None = None
-    """Another data set than the preset's."""
+    """Another data set than the preset's; imagefolder: your own images, in train/CLASS/ and val/CLASS/ of --data-dir."""
+    image_size: int | None = None
+    """Side in pixels that images are resized to; default: the preset's, or as stored."""
+    padding: int | None = None
+    """Pixels that random crops shift an imagefolder's images by; default: an eighth of the side."""
+    flip: bool = True
+    """Whether an imagefolder's images are mirrored at random (--no-flip for digits, text, signs)."""
     data_dir: Path | None = None
     """Where data sets lie (or go, with --download)."""
     download: bool = False
@@ -111,6 +119,8 @@ class SweepOptions:
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
             _check("methods", method, method in METHODS, ", ".join(METHODS))
+            if needs_library(method) and find_spec("torchdistill") is None:
+                raise ValueError(f"--methods is {method}, which needs torchdistill: pip install '.[comparators]'")
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):
@@ -119,8 +129,16 @@ class SweepOptions:
             _check("pairs", pair, same_depth, "networks with equally many branches")
         self._check_space()
         if self.dataset is not None:
-            known = ("cifar10", "cifar100", "digits", "fashion_mnist")
-            _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
+            _check("dataset", self.dataset, self.dataset in DATASET_NAMES, ", ".join(DATASET_NAMES))
+        is_own = self.dataset == OWN_IMAGES
+        _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
+        _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
+        _check("padding", self.padding, self.padding is None or (is_own and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}")
+        if is_own and self.data_dir is not None:
+            from hsakd.image_folder import scan_image_folder  # PIL is for those who need it
+
+            scan_image_folder(self.data_dir.resolve()).resolved_size(self.image_size)
+        _check("no_flip", "given", self.flip or is_own, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation")
         _check(
             "address",
             self.address,
@@ -199,6 +217,37 @@ class AblationOptions(SweepOptions):
             _check(name, " ".join(map(str, values)), len(set(values)) == len(values), "different numbers")
         _check("ratios", " ".join(map(str, self.ratios)), max(self.ratios) <= 1, "at most 1")
         _check("weights", " ".join(map(str, self.weights)), 1.0 in self.weights, "a grid with 1, the paper's, in it")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransferOptions(SweepOptions):
+    """Train linear probes on the frozen backbones of all finished students of a sweep, by the authors' linear evaluation.
+
+    Results join those of the sweep in --out. Run the same command again after any interruption.
+    """
+
+    students: tuple[str, ...] = ()
+    """Table rows whose students are probed; default: all of the folder's."""
+    preset: tyro.conf.Fixed[Literal["paper", "fashion", "digits"]] = "paper"
+    teacher_weights: tyro.conf.Fixed[Path | None] = None
+    methods: tyro.conf.Fixed[tuple[str, ...]] = ()
+    seeds: tyro.conf.Fixed[int | None] = None
+    teacher_seeds: tyro.conf.Fixed[int] = 1
+    predictions: tyro.conf.Fixed[Literal["live", "bank"]] = "live"
+    bank_dir: tyro.conf.Fixed[Path | None] = None
+    bank_budget: tyro.conf.Fixed[float | None] = None
+    padding: tyro.conf.Fixed[int | None] = None
+    flip: tyro.conf.Fixed[bool] = True
+    trials: tyro.conf.Fixed[int | None] = None
+    search_budget: tyro.conf.Fixed[str | None] = None
+    space: tyro.conf.Fixed[Path | None] = None
+    top_k: tyro.conf.Fixed[int | None] = None
+    pruner: tyro.conf.Fixed[Literal["none", "median", "hyperband"]] = "none"
+
+    def __post_init__(self) -> None:
+        SweepOptions.__post_init__(self)
+        _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(DATASET_NAMES)}")
+        _check("out", str(self.out), (self.out / "plan.parquet").is_file(), "the folder of a sweep")
 
 
 def parse_time(text: str | None) -> float | None:

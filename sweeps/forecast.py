@@ -11,7 +11,7 @@ from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel
 from sweeps.networks import network_facts
 from sweeps.packing import Packing
-from sweeps.presets import PRESETS
+from sweeps.presets import FEATURE_TERMS, PRESETS, ROTATED_TERMS
 from sweeps.schedule import TUNED, WorkLines
 from sweeps.worklist import TrialFactory, num_search_trials, num_train_images, pairs_of, seeds_of
 
@@ -179,7 +179,9 @@ def bank_needs(trials: Iterable[TrialConfig]) -> dict[tuple[str, int], int]:
         terms = {name for name, _ in config.objective.terms}
         if config.teacher is None or config.numerics.teacher_predictions != "bank" or config.data.dataset not in VIEW_FACTS:
             continue
-        facts, num_rotations = VIEW_FACTS[config.data.dataset], config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
+        if terms & set(FEATURE_TERMS):
+            continue
+        facts, num_rotations = VIEW_FACTS[config.data.dataset], config.num_rotations if terms & set(ROTATED_TERMS) else 1
         num_taps = network_facts(config.network).num_branches if config.taps is None else len(config.taps)
         size = bank_bytes(
             num_train_images(config),

@@ -2,9 +2,42 @@
 
 from dataclasses import dataclass, replace
 
-from hsakd.config import DataConfig, OptimConfig
+from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig
 
-METHODS = ("Student", "KD", "HSAKD", "HSAKD*", "HSAKD-tuned")
+DEFAULT_METHODS = ("Student", "KD", "HSAKD", "HSAKD*", "HSAKD-tuned")
+
+
+def beside_kd(term: str, weight: float) -> ObjectiveConfig:
+    """Return a comparator "combined with conventional KD": 1 task + 1 kd + its term, as CRD's published CRD+KD command (-r 1 -a 1)."""
+    return ObjectiveConfig(terms=(("task", 1.0), ("kd", 1.0), (term, weight)), temperature=4.0)
+
+
+# Every row distils the plain backbone, as KD does. Weights are the published ones; each term's file names their source. DKD, DIST and
+# LSKD (logit standardization) are forms of the KD term itself and stand in its place, as in their papers.
+COMPARATORS = {
+    "FitNet": beside_kd("fitnet", 100.0),
+    "AT": beside_kd("at", 1000.0),
+    "AB": beside_kd("ab", 1.0),
+    "VID": beside_kd("vid", 1.0),
+    "RKD": beside_kd("rkd", 1.0),
+    "SP": beside_kd("sp", 3000.0),
+    "CC": beside_kd("cc", 0.02),
+    "CRD": beside_kd("crd", 0.8),
+    "SSKD": ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9), ("sskd_classes", 2.7), ("sskd_similarity", 10.0)), temperature=4.0),
+    "PKT": beside_kd("pkt", 30000.0),
+    "DKD": ObjectiveConfig(terms=(("task", 1.0), ("tckd", 1.0), ("nckd", 8.0)), temperature=4.0),
+    "DIST": ObjectiveConfig(terms=(("task", 1.0), ("dist", 2.0)), temperature=4.0),
+    "ReviewKD": beside_kd("review", 1.0),
+    "LSKD": ObjectiveConfig(terms=(("task", 0.1), ("kd_standardized", 9.0)), temperature=2.0),
+}
+# What the terms' registrations in hsakd.losses declare, for those who must not wait for torch; a test holds the two together.
+LIBRARY_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "pkt", "dist", "review", "kd_standardized")  # they need torchdistill
+FEATURE_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "sp", "cc", "crd", "sskd_similarity", "pkt", "review")  # no bank keeps maps
+ROTATED_TERMS = ("ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity")
+PRETRAINING_SHARES = {"ab": 30 / 240, "sskd_similarity": 60 / 240}  # of the epochs, before the training proper
+ONLINE = "HSSAKD (online)"  # the extended version's online mutual distillation: the pair's two networks, trained together
+METHODS = (*DEFAULT_METHODS, *COMPARATORS, ONLINE)
+BACKBONE_METHODS = ("KD", "HSAKD", *COMPARATORS)  # rows whose teacher is the plain backbone, or is trained on it
 PAPER_PAIRS = (
     "wrn_40_2-wrn_16_2",
     "wrn_40_2-wrn_40_1",
@@ -17,6 +50,11 @@ PAPER_PAIRS = (
 )
 SLOW_LEARNERS = ("mobilenetv2_half", "shufflenet_v1", "shufflenet_v2")
 SLOW_LEARNING_RATE = 0.01  # in the authors' commands
+
+
+def needs_library(method: str) -> bool:
+    """Return whether a row needs torchdistill."""
+    return method in COMPARATORS and any(name in LIBRARY_TERMS for name, _ in COMPARATORS[method].terms)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,7 +82,9 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
     try:
         print("".join(f"{line}\n" for line in describe_files(options)), end="")
         lines = work(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, KeyError) as error:
+        refuse(str(error.args[0]))
+    except OSError as error:
         refuse(str(error))
     if options.dry_run:
         print_plan(options, lines)
@@ -136,6 +138,8 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> i
         schedule = Schedule(options, store, finished, lines=lines, kept=kept)
         if options.address is None or options.download:  # a cluster's nodes are checked one by one
             load_dataset(schedule.factory.data, data_dir, download=options.download)
+            if schedule.searches:
+                load_dataset(schedule.factory.search_data, data_dir)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     engine = EngineOptions(

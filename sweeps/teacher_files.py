@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from hsakd.image_folder import scan_image_folder
 from hsakd.records import ResultStore, TrialRecord
-from sweeps.cli import SweepOptions
-from sweeps.presets import PRESETS
+from sweeps.cli import OWN_IMAGES, SweepOptions
+from sweeps.presets import BACKBONE_METHODS, PRESETS
 
 ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 JOINT = "_joint"  # a file's name says which regime a whole teacher was trained in: its tensors can't
@@ -82,12 +83,22 @@ def teacher_files(options: SweepOptions) -> Mapping[str, TeacherFiles]:
         return {}
     preset = PRESETS[options.preset]
     teachers = dict.fromkeys(pair.partition("-")[0] for pair in options.pairs or preset.pairs)
-    return _read_folder(options.teacher_weights.resolve(), tuple(teachers), options.dataset or preset.data.dataset)
+    return _read_folder(options.teacher_weights.resolve(), tuple(teachers), _num_classes(options))
+
+
+def _num_classes(options: SweepOptions) -> int:
+    from hsakd.data.datasets import DATASETS  # torch is imported where a file is read, not for --help or --dry-run
+
+    if options.dataset == OWN_IMAGES and options.data_dir is not None:
+        return len(scan_image_folder(options.data_dir.resolve()).classes)
+    num_classes = DATASETS[options.dataset or PRESETS[options.preset].data.dataset].num_classes
+    assert num_classes is not None
+    return num_classes
 
 
 @cache
-def _read_folder(folder: Path, networks: tuple[str, ...], dataset: str) -> Mapping[str, TeacherFiles]:
-    found = {network: _files_of(network, paths, dataset) for network in networks if (paths := named_after(network, folder))}
+def _read_folder(folder: Path, networks: tuple[str, ...], num_classes: int) -> Mapping[str, TeacherFiles]:
+    found = {network: _files_of(network, paths, num_classes) for network in networks if (paths := named_after(network, folder))}
     if not found:
         raise ValueError(
             f"--teacher-weights is {folder}, in which no file is named after a teacher of this sweep; accepted: "
@@ -120,10 +131,10 @@ def _is_joint(path: Path) -> bool:
     return JOINT in path.name.lower().removesuffix(_ending(path))
 
 
-def _files_of(network: str, paths: list[Path], dataset: str) -> TeacherFiles:
+def _files_of(network: str, paths: list[Path], num_classes: int) -> TeacherFiles:
     chosen: dict[Kind, TeacherFile] = {}
     for path in paths:
-        file = _read(network, path, dataset)
+        file = _read(network, path, num_classes)
         if file.is_backbone_only and _is_joint(path):
             raise ValueError(f"{path}: holds a backbone without auxiliary classifiers; accepted under a name with {JOINT}: a whole teacher")
         kind: Kind = "joint" if _is_joint(path) else "backbone" if file.is_backbone_only else "frozen"
@@ -139,12 +150,10 @@ def _files_of(network: str, paths: list[Path], dataset: str) -> TeacherFiles:
     return TeacherFiles(backbone=frozen or backbone, frozen=frozen, joint=chosen.get("joint"))
 
 
-def _read(network: str, path: Path, dataset: str) -> TeacherFile:
-    from hsakd.data.datasets import DATASETS  # torch is imported where a file is read, not for --help or --dry-run
-    from hsakd.models import HierarchicalNet
+def _read(network: str, path: Path, num_classes: int) -> TeacherFile:
+    from hsakd.models import HierarchicalNet  # torch is imported where a file is read, not for --help or --dry-run
     from hsakd.models.checkpoints import load_weights, weights_sha256
 
-    num_classes = DATASETS[dataset].num_classes
     whole = HierarchicalNet.on_meta(network, num_classes=num_classes).to_empty(device="cpu")
     try:
         report = load_weights(whole, path)
@@ -188,12 +197,12 @@ def describe_files(options: SweepOptions) -> list[str]:
     for network in dict.fromkeys(pair.partition("-")[0] for pair in options.pairs or PRESETS[options.preset].pairs):
         files = found.get(network, TeacherFiles())
         places = {
-            "backbone": files.backbone if {"KD", "HSAKD"} & set(options.methods) else None,
+            "backbone": files.backbone if set(BACKBONE_METHODS) & set(options.methods) else None,
             "frozen teacher's auxiliary classifiers": files.frozen if "HSAKD" in options.methods else None,
             "jointly trained teacher": files.joint if {"HSAKD*", "HSAKD-tuned"} & set(options.methods) else None,
         }
         needed = {
-            "backbone": {"KD", "HSAKD"},
+            "backbone": set(BACKBONE_METHODS),
             "frozen teacher's auxiliary classifiers": {"HSAKD"},
             "jointly trained teacher": {"HSAKD*", "HSAKD-tuned"},
             "search's teacher (on train minus validation)": {"HSAKD-tuned"},

@@ -2,11 +2,22 @@
 
 from dataclasses import dataclass, replace
 
-from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.records import PlanEntry
-from sweeps.cli import SweepOptions
+from sweeps.cli import OWN_IMAGES, SweepOptions
 from sweeps.networks import network_facts
-from sweeps.presets import PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, with_epochs
+from sweeps.presets import (
+    BACKBONE_METHODS,
+    COMPARATORS,
+    ONLINE,
+    PRESETS,
+    PRETRAINING_SHARES,
+    ROTATED_TERMS,
+    SLOW_LEARNERS,
+    SLOW_LEARNING_RATE,
+    with_epochs,
+)
 from sweeps.space import SearchBudget
 from sweeps.teacher_files import TeacherFile, TeacherFiles, teacher_files
 
@@ -50,6 +61,7 @@ class Setting:
 
 
 PAPER_SETTING = Setting()
+ONLINE_OBJECTIVE = ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0), ("kl_q", 1.0), ("kl_p", 1.0)), temperature=HSAKD_TEMPERATURE)
 
 
 class TrialFactory:
@@ -57,7 +69,7 @@ class TrialFactory:
 
     def __init__(self, options: SweepOptions) -> None:
         preset = PRESETS[options.preset]
-        self.data = preset.data if options.dataset is None else replace(preset.data, dataset=options.dataset)
+        self.data = data_of(options)
         self.search_data = replace(self.data, validation_fraction=preset.validation_fraction)
         self.optim = preset.optim if options.epochs is None else with_epochs(preset.optim, options.epochs)
         self.branch_optim = preset.branch_optim if options.epochs is None else with_epochs(preset.branch_optim, options.epochs)
@@ -116,8 +128,24 @@ class TrialFactory:
 
     def kd(self, pair: Pair, seed: int, teacher_seed: int) -> TrialConfig:
         """Conventional distillation from the frozen regime's backbone."""
+        return self.comparator(pair, seed, teacher_seed, KD_OBJECTIVE)
+
+    def comparator(self, pair: Pair, seed: int, teacher_seed: int, objective: ObjectiveConfig) -> TrialConfig:
+        """Distillation by any objective that needs no auxiliary classifiers, from the frozen regime's backbone."""
         teacher = self.teacher_backbone(pair.teacher, teacher_seed)
-        return replace(self.baseline(pair.student, seed), objective=KD_OBJECTIVE, numerics=self.student_numerics, teacher=teacher)
+        return replace(self.baseline(pair.student, seed), objective=objective, numerics=self.student_numerics, teacher=teacher)
+
+    def online(self, pair: Pair, seed: int) -> TrialConfig:
+        """The student and the teacher network of a pair, both untrained at first, distilled into each other."""
+        return TrialConfig(
+            network=pair.student,
+            data=self.data,
+            optim=self._optim(pair.student, self.optim),
+            objective=ONLINE_OBJECTIVE,
+            numerics=self.numerics,
+            seed=seed,
+            peer=pair.teacher,
+        )
 
     def hsakd(self, pair: Pair, seed: int, teacher: TrialConfig, setting: Setting = PAPER_SETTING) -> TrialConfig:
         """A student of `teacher`, on the same data."""
@@ -132,6 +160,25 @@ class TrialFactory:
             seed=seed,
             teacher=teacher,
         )
+
+
+def data_of(options: SweepOptions) -> DataConfig:
+    """Return the sweep's data; a user's images are listed and digested. Raises ValueError where they are not as they should be."""
+    preset = PRESETS[options.preset].data
+    if options.dataset == OWN_IMAGES:
+        assert options.data_dir is not None
+        found = scan_image_folder(options.data_dir.resolve())
+        image_size = found.resolved_size(options.image_size)
+        folder = FolderConfig(
+            sha256=found.sha256,
+            num_classes=len(found.classes),
+            num_train_images=len(found.train),
+            padding=image_size // PIXELS_PER_PADDING if options.padding is None else options.padding,
+            has_flip=options.flip,
+        )
+        return DataConfig(dataset=OWN_IMAGES, image_size=image_size, folder=folder)
+    data = preset if options.dataset is None else replace(preset, dataset=options.dataset)
+    return data if options.image_size is None else replace(data, image_size=options.image_size)
 
 
 def pairs_of(options: SweepOptions) -> list[Pair]:
@@ -180,7 +227,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
         for teacher_seed in range(options.teacher_seeds):
             joint = factory.joint_teacher(pair.teacher, teacher_seed)
             frozen = factory.frozen_teacher(pair.teacher, teacher_seed)
-            if "KD" in methods or "HSAKD" in methods:
+            if set(BACKBONE_METHODS) & set(methods):
                 add(pair, "backbone", "Teacher", factory.teacher_backbone(pair.teacher, teacher_seed), teacher_seed=teacher_seed)
             if "HSAKD" in methods:
                 add(pair, "teacher", "Teacher", frozen, teacher_seed=teacher_seed)
@@ -189,6 +236,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
             for seed in seeds_of(options):
                 rows = {
                     "KD": factory.kd(pair, seed, teacher_seed),
+                    **{name: factory.comparator(pair, seed, teacher_seed, objective) for name, objective in COMPARATORS.items()},
                     "HSAKD": factory.hsakd(pair, seed, frozen),
                     "HSAKD*": factory.hsakd(pair, seed, joint),
                 }
@@ -196,6 +244,8 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
                     add(pair, "report", "HSAKD*", rows["HSAKD*"], seed=seed, teacher_seed=teacher_seed)
                 if "Student" in methods and teacher_seed == 0:
                     add(pair, "report", "Student", factory.baseline(pair.student, seed), seed=seed)
+                if ONLINE in methods and teacher_seed == 0:
+                    add(pair, "report", ONLINE, factory.online(pair, seed), seed=seed)
                 for method, config in rows.items():
                     if method in methods:
                         add(pair, "report", method, config, seed=seed, teacher_seed=teacher_seed)
@@ -207,22 +257,28 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
 def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward)."""
     terms = {name for name, _ in config.objective.terms}
-    rotations = config.num_rotations if terms & {"ce_q", "kl_q", "kl_p"} else 1
+    rotations = config.num_rotations if terms & set(ROTATED_TERMS) else 1
     fed = rotations if config.rotations is None else min(rotations, len(config.rotations))
     per_image = fed * BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
+    if config.peer is not None:
+        peer = replace(config, network=config.peer, peer=None)
+        per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.teacher is not None:
         per_image += rotations * _multi_adds(config.teacher, with_branches="kl_q" in terms)
     scale = ((config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)) / 32) ** 2
-    return per_image * scale * num_images * config.optim.epochs
+    epochs = config.optim.epochs * (1 + sum(PRETRAINING_SHARES.get(name, 0.0) for name in terms))
+    return per_image * scale * num_images * epochs
 
 
-DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32}
-TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "stl10": 96, "tinyimagenet": 64}
+TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 5000, "tinyimagenet": 100_000}
 
 
 def num_train_images(config: TrialConfig) -> int:
     """Return the training images, as far as the configuration tells."""
-    images = config.data.train_subset or TRAIN_IMAGES.get(config.data.dataset, 50_000)
+    folder = config.data.folder
+    stored = TRAIN_IMAGES.get(config.data.dataset, 50_000) if folder is None else folder.num_train_images
+    images = config.data.train_subset or stored
     return round(images * config.data.few_shot_ratio * (1 - config.data.validation_fraction))
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from analysis.aggregate import METHODS, Results, for_pair, pair_label, pairs_of, reported
+from analysis.aggregate import METHODS, Results, for_pair, methods_of, pair_label, pairs_of, reported
 from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
-from analysis.drawing import COLOURS, LINES, MARKERS, new_figure
+from analysis.drawing import COLOURS, LINES, marker_of, new_figure
 
 
 def draw(results: Results, options: Options) -> list[Drawing]:
@@ -23,12 +23,17 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     figure, axes = new_figure(len(pairs))
     for panel, pair in zip(axes, pairs, strict=True):
         mine = for_pair(entries, pair)
-        for i, method in enumerate(name for name in METHODS if name in set(mine["method"])):
+        for i, method in enumerate(name for name in methods_of(mine) if name in set(mine["method"])):
             own = curves[curves["trial_id"].isin(mine.loc[mine["method"] == method, "trial_id"])].groupby("epoch")["top1_test"]
-            look: dict[str, Any] = {"color": COLOURS[i], "linestyle": LINES[i % len(LINES)], "marker": MARKERS[i], "markersize": 3.5}
+            look: dict[str, Any] = {
+                "color": COLOURS[i % len(COLOURS)],
+                "linestyle": LINES[i % len(LINES)],
+                "marker": marker_of(i),
+                "markersize": 3.5,
+            }
             mean = own.mean()
             panel.plot(mean.index, mean, label=method, markevery=max(1, len(mean) // 8), linewidth=1.2, **look)
-            panel.fill_between(mean.index, own.min(), own.max(), color=COLOURS[i], alpha=0.2, linewidth=0)
+            panel.fill_between(mean.index, own.min(), own.max(), color=look["color"], alpha=0.2, linewidth=0)
         panel.set_title(pair_label(pair, pairs), fontsize=9)
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from analysis.aggregate import METHODS, Results, for_pair, make_cell, pair_label, pairs_of, reported
+from analysis.aggregate import Results, for_pair, make_cell, methods_of, pair_label, pairs_of, reported
 from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
-from analysis.drawing import COLOURS, MARKERS, new_figure
+from analysis.drawing import COLOURS, marker_of, new_figure
 
 
 def draw(results: Results, options: Options) -> list[Drawing]:
@@ -13,9 +13,9 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     pairs = pairs_of(entries)
     if not pairs:
         raise NotAsked("Accuracy against cost: the folder's plan has no reported pair.")
-    points = []
+    points, order = [], methods_of(entries)
     for pair in pairs:
-        for method in METHODS:
+        for method in order:
             mine = for_pair(entries[entries["method"] == method], pair)
             cell = make_cell(mine, selection=options.selection, where=method, notes=[], force=options.force)
             adds = mine["multi_adds"].dropna()
@@ -25,12 +25,12 @@ def draw(results: Results, options: Options) -> list[Drawing]:
         raise NothingToShow("Accuracy against cost: no complete trial says its multiply-adds.")
     figure, (panel,) = new_figure(1, width=6.5, height=4)
     labels = list(dict.fromkeys(point[3] for point in points))
-    methods = [method for method in METHODS if method in {point[2] for point in points}]
+    methods = [method for method in order if method in {point[2] for point in points}]
     for method in methods:
         mine_points = [point for point in points if point[2] == method]
         look: dict[str, Any] = {
-            "color": COLOURS[METHODS.index(method)],
-            "marker": MARKERS[METHODS.index(method)],
+            "color": COLOURS[order.index(method) % len(COLOURS)],
+            "marker": marker_of(order.index(method)),
             "edgecolor": "black",
             "linewidth": 0.5,
         }

@@ -11,6 +11,10 @@ from analysis.table import Cell, Table
 
 PUBLISHED_N = 3  # runs behind a published mean ± std; their ddof is not published
 PUBLISHED_EPOCHS = 240
+COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
+LATER = ("PKT", "DKD", "DIST", "ReviewKD", "LSKD")
+ONLINE = "HSSAKD (online)"
+ROWS = (*(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,))), ONLINE)
 Pair = tuple[str, str, str]
 
 
@@ -21,7 +25,7 @@ def build(results: Results, options: Options) -> list[Table]:
     if not pairs:
         raise NotAsked("Table 1: the folder's plan has no reported pair.")
     found = set(entries["method"])
-    methods = [*METHODS, *sorted(found - set(METHODS))]
+    methods = [*ROWS, *sorted(found - set(ROWS))]
     published = {pair: _published(pair) for pair in pairs}
     others = sorted({method for rows in published.values() for method in rows} - set(methods))
     notes: list[str] = []
@@ -61,7 +65,7 @@ def _uniform(
         mine = mine[(mine["status"] == "complete") & (mine["config_json"] != "")]
         facts = pd.DataFrame([_grounds(text) for text in mine["config_json"]], index=mine.index, columns=["data", "regime", "teacher"])
         groups = [("the training data", "data", facts)]
-        groups += [("the " + str(regime) + " teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
+        groups += [(f"the {regime!s} teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
         for what, column, group in groups:
             counts = group[column].value_counts()
             usual = max(sorted(counts.index), key=lambda value: counts[value], default="")
@@ -107,7 +111,8 @@ def _published(pair: Pair) -> dict[str, Summary]:
     if pair[0] != "cifar100":
         return {}
     rows = reference()
-    rows = rows[(rows["table"] == "table1_cifar100") & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
+    is_here = rows["table"].isin(["table1_cifar100", "online_cifar100"])  # the latter are pairs of a network with itself
+    rows = rows[is_here & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
     return {
         row["method"]: Summary(
             mean=row["mean"], std=None if pd.isna(row["std"]) else row["std"], n=1 if pd.isna(row["std"]) else PUBLISHED_N

@@ -1,6 +1,21 @@
-"""Images: data sets as uint8 tensors, stratified splits, the finite view space."""
+"""Images: data sets as uint8 tensors, stratified splits, view spaces."""
 
+from hsakd.data import folder, stl10, tinyimagenet
 from hsakd.data.datasets import DATASETS, DataMissing, Dataset, load_dataset
-from hsakd.data.views import Batch, ViewSpace, apply_views, normalize, rotate_rows
+from hsakd.data.views import Batch, ResizedCrops, Views, ViewSpace, apply_views, normalize, rotate_rows
 
-__all__ = ["DATASETS", "Batch", "DataMissing", "Dataset", "ViewSpace", "apply_views", "load_dataset", "normalize", "rotate_rows"]
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "DataMissing",
+    "Dataset",
+    "ResizedCrops",
+    "ViewSpace",
+    "Views",
+    "apply_views",
+    "load_dataset",
+    "normalize",
+    "rotate_rows",
+]
+
+_READERS = (folder, stl10, tinyimagenet)  # importing a reader registers its data set

@@ -5,6 +5,7 @@ Adding one: a function decorated with `@dataset(...)` that returns raw training 
 
 import gzip
 import hashlib
+import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hsakd.config import DataConfig
+from hsakd.config import DataConfig, FolderConfig
 from hsakd.data.splits import Indices, few_shot_subset, stratified_split, stratified_subset
-from hsakd.data.views import ViewSpace
+from hsakd.data.views import ResizedCrops, Views, ViewSpace
 from hsakd.registry import Registry
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+IMAGES_AT_ONCE = 1000  # bounds the memory of counting and resizing
 DIGITS_TEST_IMAGES = 360  # a fifth of the 1,797, stratified with a fixed seed
+FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 class DataMissing(ValueError):
@@ -31,27 +34,41 @@ class DataMissing(ValueError):
 
 
 class RawImages(NamedTuple):
-    """A data set as stored: uint8 images [n, C, H, W] and int64 labels [n]."""
+    """A data set as stored: uint8 images [n, C, H, W], int64 labels [n], and the class names where the files tell them."""
 
     train_images: NDArray[np.uint8]
     train_labels: Indices
     test_images: NDArray[np.uint8]
     test_labels: Indices
+    classes: tuple[str, ...] = ()
 
 
-Reader = Callable[[Path | None, bool], RawImages]
+class Source(NamedTuple):
+    """Where a reader looks and whether it may fetch; `image_size` and `folder` are for readers that decode a user's images."""
+
+    data_dir: Path | None = None
+    download: bool = False
+    image_size: int | None = None
+    folder: FolderConfig | None = None
+
+
+Reader = Callable[[Source], RawImages]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetEntry:
-    """How to read a data set, and what is known of it: mean and std per channel (0..1), its augmentation, its class count and side."""
+    """How to read a data set, and what is known of it: mean and std per channel (0..1), its augmentation, its class count and side.
+
+    What differs from folder to folder (a user's own images) is None here: counted, measured on the training images, or configured.
+    """
 
     read: Reader
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    views: ViewSpace
-    num_classes: int
-    image_size: int  # pixels, as stored
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    views: ViewSpace | None
+    num_classes: int | None
+    image_size: int | None  # pixels, as stored
+    decodes: bool = False  # whether the reader decodes to an image size
 
 
 DATASETS: Registry[DatasetEntry] = Registry("dataset")
@@ -61,7 +78,8 @@ DATASETS: Registry[DatasetEntry] = Registry("dataset")
 class Dataset:
     """The images of one trial; tensors are uint8 [n, C, H, W] and int64 [n]. The validation part may be empty.
 
-    `fingerprint` is the sha256 of the training images and labels in order: what a stream or a prediction bank is indexed by.
+    `fingerprint` is the sha256 of the training images and labels in order: what a stream or a prediction bank is indexed by. `classes`
+    are the class names, or empty where only their number is known. Training images may be larger than the views taken of them.
     """
 
     train_images: Tensor
@@ -73,13 +91,20 @@ class Dataset:
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    views: ViewSpace
+    views: Views
     fingerprint: str
+    classes: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
-        """Side in pixels."""
-        return self.train_images.shape[-1]
+        """Side in pixels of what a network sees."""
+        return self.test_images.shape[-1]
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a user of a trained network has to know, as JSON texts for the metadata of its weights file."""
+        facts = {"mean": self.mean, "std": self.std, "classes": self.classes, "image_size": self.image_size}
+        return {name: json.dumps(value) for name, value in facts.items()}
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the same data with every tensor on `device`."""
@@ -96,13 +121,13 @@ def dataset(
     has_flip: bool,
     num_classes: int,
     image_size: int,
+    decodes: bool = False,
 ) -> Callable[[Reader], Reader]:
     """Return a decorator that registers a reader under `name`."""
 
     def file_reader(read: Reader) -> Reader:
-        entry = DatasetEntry(
-            read=read, mean=mean, std=std, views=ViewSpace(padding, has_flip), num_classes=num_classes, image_size=image_size
-        )
+        views = ViewSpace(padding, has_flip)
+        entry = DatasetEntry(read=read, mean=mean, std=std, views=views, num_classes=num_classes, image_size=image_size, decodes=decodes)
         DATASETS.register(name)(entry)
         return read
 
@@ -110,25 +135,26 @@ def dataset(
 
 
 @dataset("digits", mean=(0.3053,), std=(0.3760,), padding=1, has_flip=False, num_classes=10, image_size=8)
-def read_digits(data_dir: Path | None, download: bool) -> RawImages:
-    """scikit-learn's 1,797 real 8x8 handwritten digits (0..16 scaled to 0..255); embedded, so both arguments are unused."""
-    del data_dir, download
+def read_digits(source: Source) -> RawImages:
+    """scikit-learn's 1,797 real 8x8 handwritten digits (0..16 scaled to 0..255); embedded, so the source is unused."""
+    del source
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = labels.astype(np.int64)
     train, test = stratified_split(labels, second_size=DIGITS_TEST_IMAGES, seed=0)
-    return RawImages(pixels[train], labels[train], pixels[test], labels[test])
+    return RawImages(pixels[train], labels[train], pixels[test], labels[test], tuple(map(str, range(10))))
 
 
 @dataset("fashion_mnist", mean=(0.2860,), std=(0.3530,), padding=2, has_flip=True, num_classes=10, image_size=28)
-def read_fashion_mnist(data_dir: Path | None, download: bool) -> RawImages:
+def read_fashion_mnist(source: Source) -> RawImages:
     """Zalando's 70,000 28x28 articles (arXiv 1708.07747), from torchvision's layout or Debian's `dataset-fashion-mnist`."""
+    data_dir = source.data_dir
     folders = [DEBIAN_FASHION_MNIST] if data_dir is None else [data_dir / "FashionMNIST" / "raw", data_dir, DEBIAN_FASHION_MNIST]
     stems = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     found = _find_together(folders, stems)
-    if found is None and download and data_dir is not None:
+    if found is None and source.download and data_dir is not None:
         from torchvision.datasets import FashionMNIST
 
         FashionMNIST(str(data_dir), download=True)
@@ -139,7 +165,7 @@ def read_fashion_mnist(data_dir: Path | None, download: bool) -> RawImages:
             "install Debian's package dataset-fashion-mnist, or pass --data-dir DIR --download"
         )
     arrays = [_read_idx(path) for path in found]
-    return RawImages(arrays[0][:, None], arrays[1].astype(np.int64), arrays[2][:, None], arrays[3].astype(np.int64))
+    return RawImages(arrays[0][:, None], arrays[1].astype(np.int64), arrays[2][:, None], arrays[3].astype(np.int64), FASHION_CLASSES)
 
 
 def _find_together(folders: list[Path], stems: tuple[str, ...]) -> list[Path] | None:
@@ -163,14 +189,15 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * num_axes).reshape(shape)
 
 
-def _read_cifar(kind: str, data_dir: Path | None, download: bool) -> RawImages:
+def _read_cifar(kind: str, source: Source) -> RawImages:
     from torchvision import datasets as torchvision_datasets
 
+    data_dir = source.data_dir
     if data_dir is None:
         raise DataMissing(f"{kind.lower()}: no folder to look in; pass --data-dir DIR, with --download to fetch it there")
     reader = getattr(torchvision_datasets, kind)
     try:
-        train, test = (reader(str(data_dir), train=part, download=download) for part in (True, False))
+        train, test = (reader(str(data_dir), train=part, download=source.download) for part in (True, False))
     except RuntimeError as error:
         raise DataMissing(
             f"{kind.lower()}: torchvision's files are not in {data_dir}; pass --download to fetch them there, or another --data-dir"
@@ -180,6 +207,7 @@ def _read_cifar(kind: str, data_dir: Path | None, download: bool) -> RawImages:
         np.asarray(train.targets, dtype=np.int64),
         test.data.transpose(0, 3, 1, 2),
         np.asarray(test.targets, dtype=np.int64),
+        tuple(train.classes),
     )
 
 
@@ -192,9 +220,9 @@ def _read_cifar(kind: str, data_dir: Path | None, download: bool) -> RawImages:
     num_classes=10,
     image_size=32,
 )
-def read_cifar10(data_dir: Path | None, download: bool) -> RawImages:
+def read_cifar10(source: Source) -> RawImages:
     """CIFAR-10 in torchvision's layout."""
-    return _read_cifar("CIFAR10", data_dir, download)
+    return _read_cifar("CIFAR10", source)
 
 
 @dataset(
@@ -206,14 +234,14 @@ def read_cifar10(data_dir: Path | None, download: bool) -> RawImages:
     num_classes=100,
     image_size=32,
 )
-def read_cifar100(data_dir: Path | None, download: bool) -> RawImages:
+def read_cifar100(source: Source) -> RawImages:
     """CIFAR-100 in torchvision's layout; mean and std are the authors'."""
-    return _read_cifar("CIFAR100", data_dir, download)
+    return _read_cifar("CIFAR100", source)
 
 
 @lru_cache(maxsize=2)
-def _read_raw(name: str, data_dir: Path | None, download: bool) -> RawImages:
-    return DATASETS[name].read(data_dir, download)
+def _read_raw(name: str, source: Source) -> RawImages:
+    return DATASETS[name].read(source)
 
 
 def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False) -> Dataset:
@@ -222,10 +250,12 @@ def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
     Raises:
         KeyError: an unknown data set (the message lists the known ones).
         DataMissing: its files are not there.
-        ValueError: a split asks for more images than there are.
+        ValueError: a split asks for more images than there are, or a user's images are not those of the configuration.
     """
     entry = DATASETS[config.dataset]
-    raw = _read_raw(config.dataset, data_dir, download)
+    is_resized_later = config.augmentation == "resized_crop"
+    decoded_size = config.image_size if entry.decodes and not is_resized_later else None
+    raw = _read_raw(config.dataset, Source(data_dir, download, decoded_size, config.folder))
     labels = raw.train_labels
     kept = (
         np.arange(len(labels), dtype=np.int64)
@@ -237,7 +267,11 @@ def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
     if config.validation_fraction > 0:
         first, second = stratified_split(labels[kept], second_size=config.validation_fraction, seed=config.split_seed)
         kept, held_out = kept[np.sort(first)], kept[np.sort(second)]
-    train_images, train_labels = _tensor(raw.train_images[kept], config.image_size), torch.from_numpy(labels[kept])
+    stored_size = raw.train_images.shape[-1]
+    train_size = None if is_resized_later else config.image_size
+    views = ResizedCrops(config.image_size or stored_size) if is_resized_later else _shifts(entry, config)
+    mean, std = (entry.mean, entry.std) if entry.mean is not None and entry.std is not None else channel_statistics(raw.train_images)
+    train_images, train_labels = _tensor(raw.train_images[kept], train_size), torch.from_numpy(labels[kept])
     return Dataset(
         train_images=train_images,
         train_labels=train_labels,
@@ -245,12 +279,42 @@ def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
         val_labels=torch.from_numpy(labels[held_out]),
         test_images=_tensor(raw.test_images, config.image_size),
         test_labels=torch.from_numpy(raw.test_labels),
-        num_classes=entry.num_classes,
-        mean=entry.mean,
-        std=entry.std,
-        views=entry.views,
+        num_classes=_num_classes(entry, config),
+        mean=mean,
+        std=std,
+        views=views,
+        classes=raw.classes,
         fingerprint=hashlib.sha256(train_images.numpy().tobytes() + train_labels.numpy().tobytes()).hexdigest(),
     )
+
+
+def _shifts(entry: DatasetEntry, config: DataConfig) -> ViewSpace:
+    """Return the crops and flips of a data set: its own, or as configured for a user's images."""
+    if entry.views is not None:
+        return entry.views
+    assert config.folder is not None
+    return ViewSpace(config.folder.padding, config.folder.has_flip)
+
+
+def _num_classes(entry: DatasetEntry, config: DataConfig) -> int:
+    if entry.num_classes is not None:
+        return entry.num_classes
+    assert config.folder is not None
+    return config.folder.num_classes
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std per channel of uint8 images [n, C, H, W], in 0..1; exact integer sums, so the same on every machine."""
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        for channel, own in enumerate(counts):
+            own += np.bincount(images[start : start + IMAGES_AT_ONCE, channel].reshape(-1), minlength=256)
+    values = np.arange(256)
+    total = counts.sum(axis=1)
+    mean = (counts * values).sum(axis=1) / total
+    variance = (counts * values**2).sum(axis=1) / total - mean**2
+    std = np.sqrt(np.maximum(variance, 1.0))  # a constant channel has no spread to divide by
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 def _tensor(images: NDArray[np.uint8], image_size: int | None) -> Tensor:
@@ -258,5 +322,11 @@ def _tensor(images: NDArray[np.uint8], image_size: int | None) -> Tensor:
     tensor = torch.from_numpy(np.array(images))  # a copy: what was read may be read-only
     if image_size is None or image_size == tensor.shape[-1] or len(tensor) == 0:
         return tensor
-    resized = torch.nn.functional.interpolate(tensor.float(), size=(image_size, image_size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    parts = [
+        torch.nn.functional.interpolate(part.float(), size=(image_size, image_size), mode="bilinear", antialias=True)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        for part in torch.split(tensor, IMAGES_AT_ONCE)
+    ]
+    return torch.cat(parts)

@@ -1,5 +1,6 @@
-"""The finite view space of crop-and-flip augmentation, and the rotations t_j; batched, on the images' own device."""
+"""View spaces (shifted crops and flips; random resized crops) and the rotations t_j; batched, on the images' own device."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -44,8 +45,89 @@ class ViewSpace:
         return (self.padding * self.num_offsets + self.padding) * (2 if self.has_flip else 1)
 
 
-def apply_views(images: Tensor, views: Tensor, space: ViewSpace) -> Tensor:
-    """Crop and mirror each of `images` [B, C, H, W] as its id in `views` [B] says; same shape and dtype, one gather."""
+CROP_AREA = (0.08, 1.0)  # of the image; Szegedy et al. 2015, the default of torchvision's RandomResizedCrop
+CROP_RATIO = (3 / 4, 4 / 3)  # width over height
+CROP_ATTEMPTS = 10
+DRAWS = 4 * CROP_ATTEMPTS + 1  # uniform numbers behind a view: area, ratio, top and left of each attempt, then the flip
+
+
+@dataclass(frozen=True, slots=True)
+class ResizedCrops:
+    """Random crops of a random area and ratio, resized to `size` pixels (bilinear, antialiased), mirrored half the time.
+
+    A view id seeds the numbers of its crop, so that an id names a view for ever, as in `ViewSpace`; there are 2^31 of them.
+    """
+
+    size: int
+    num_views: int = 2**31
+
+    def boxes(self, views: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return the boxes [B, 4] (top, left, height, width; whole pixels, as float64) and the flips [B] of view ids [B], on the CPU."""
+        drawn = _uniforms(views.cpu(), DRAWS)
+        attempts = drawn[:, :-1].view(-1, CROP_ATTEMPTS, 4)
+        area = height * width * (CROP_AREA[0] + attempts[..., 0] * (CROP_AREA[1] - CROP_AREA[0]))
+        low, high = (math.log(ratio) for ratio in CROP_RATIO)
+        ratio = (low + attempts[..., 1] * (high - low)).exp()
+        wide, tall = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
+        top = (attempts[..., 2] * (height - tall + 1)).floor()
+        left = (attempts[..., 3] * (width - wide + 1)).floor()
+        boxes = torch.stack([top, left, tall, wide], dim=-1)
+        first = fits.int().argmax(dim=1)
+        chosen = boxes[torch.arange(len(boxes)), first]
+        whole = torch.tensor([0, 0, height, width], dtype=chosen.dtype)  # the fallback for a square image: its ratio 1 is accepted
+        return torch.where(fits.any(dim=1)[:, None], chosen, whole), drawn[:, -1] < 0.5
+
+    def apply(self, images: Tensor, views: Tensor) -> Tensor:
+        """Return the uint8 views [B, C, size, size] of uint8 images [B, C, H, W] (square)."""
+        height, width = images.shape[-2:]
+        boxes, flips = (part.to(images.device, non_blocking=True) for part in self.boxes(views, height, width))
+        rows = _resizing_weights(boxes[:, 0], boxes[:, 2], height, self.size)
+        columns = _resizing_weights(boxes[:, 1], boxes[:, 3], width, self.size)
+        columns = torch.where(flips[:, None, None], columns.flip(1), columns)
+        cropped = torch.einsum("bth,bchw,bsw->bcts", rows, images.float(), columns)
+        return cropped.round().clamp(0, 255).to(torch.uint8)
+
+
+def _resizing_weights(start: Tensor, length: Tensor, num_pixels: int, size: int) -> Tensor:
+    """Return the matrices [B, size, num_pixels] that cut `length` [B] pixels from `start` [B] on and resize them to `size`.
+
+    Triangle filter, stretched where pixels get fewer: what PIL and PyTorch do with antialiasing.
+    """
+    scale = (length / size)[:, None, None]
+    width = scale.clamp(min=1.0)
+    centres = start[:, None, None] + (torch.arange(size, device=start.device)[:, None] + 0.5) * scale  # [B, size, 1]
+    pixels = torch.arange(num_pixels, device=start.device) + 0.5
+    inside = (pixels > start[:, None, None]) & (pixels < (start + length)[:, None, None])
+    weights = (1 - ((pixels - centres) / width).abs()).clamp(min=0) * inside
+    normalized: Tensor = weights / weights.sum(dim=-1, keepdim=True)
+    return normalized.float()
+
+
+def _uniforms(seeds: Tensor, count: int) -> Tensor:
+    """Return `count` numbers in [0, 1) for each of `seeds` [B] (below 2^31), float64 [B, count], by SplitMix64 (Steele et al. 2014)."""
+    state = (seeds[:, None] * 2**20 + torch.arange(1, count + 1)) * _GOLDEN
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        state = (state ^ _shift_right(state, shift)) * factor
+    return _shift_right(state ^ _shift_right(state, 31), 11).double() / 2**53
+
+
+_GOLDEN, _MIX_1, _MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as signed int64
+
+
+def _shift_right(values: Tensor, count: int) -> Tensor:
+    """Shift as if the int64 values were unsigned."""
+    shifted: Tensor = (values >> count) & (2 ** (64 - count) - 1)
+    return shifted
+
+
+Views = ViewSpace | ResizedCrops
+
+
+def apply_views(images: Tensor, views: Tensor, space: Views) -> Tensor:
+    """Return the view of each of `images` [B, C, H, W] that its id in `views` [B] names; same dtype, on the images' device."""
+    if isinstance(space, ResizedCrops):
+        return space.apply(images, views)
     num_images, channels, height, width = images.shape
     device = images.device
     views = views.to(device, non_blocking=True)

@@ -1,23 +1,29 @@
 """What a loss term may read (`Step`), and a table of named, weighted terms (`Objective`)."""
 
+import hashlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
-from typing import Self
+from importlib.util import find_spec
+from typing import Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hsakd.config import ObjectiveConfig
+from hsakd.config import ObjectiveConfig, OptimConfig
 from hsakd.registry import Registry
+
+EXTRAS = {"torchdistill": "comparators"}  # a library that terms may need -> the extra of this package that installs it
+AUTHORS_EPOCHS = 240  # the CIFAR-100 schedule that published numbers of epochs (warm-up, pre-training) belong to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """Everything a loss term may read about one batch: B images in M rotations, N classes, L distilled auxiliary classifiers.
 
-    M is 1 where no term of the objective is rotated. Teacher tensors carry no gradient.
+    M is 1 where no term of the objective is rotated. Teacher tensors carry no gradient. Maps and embeddings are there where a term
+    declares `reads_features`. `epoch` (of `num_epochs`) and `number` (the optimizer step of the whole training) count from 0.
     """
 
     labels: Tensor  # [B], classes 0..N-1
@@ -27,6 +33,14 @@ class Step:
     teacher_joint_logits: tuple[Tensor, ...] = ()  # L tensors [B, M, M*N]
     temperature: float = 3.0
     branch_weights: tuple[float, ...] | None = None  # L weights, None: all 1
+    student_maps: tuple[Tensor, ...] = ()  # one per stage, [B, M, C_l, H_l, W_l]
+    teacher_maps: tuple[Tensor, ...] = ()
+    student_embedding: Tensor | None = None  # [B, M, C], what the linear layer reads
+    teacher_embedding: Tensor | None = None
+    indices: Tensor | None = None  # [B] positions in the training set, on the CPU
+    epoch: int = 0
+    num_epochs: int = 1
+    number: int = 0
     rotations: tuple[int, ...] | None = None  # the quarter turn of each view along M, where fewer are fed than joint labels have
 
     @property
@@ -53,33 +67,134 @@ class Step:
         assert self.teacher_logits is not None
         return self.teacher_logits
 
+    def unrotated_logits(self) -> tuple[Tensor, Tensor]:
+        """Return the student's and the teacher's class logits of the unrotated images, [B, N] each, in float32 or wider."""
+        return widened(self.student_logits[:, 0]), widened(self.required_teacher_logits()[:, 0])
+
+    def unrotated_maps(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (student's, teacher's) maps of every stage for the unrotated images, [B, C_l, H_l, W_l], in float32 or wider."""
+        return [(widened(s[:, 0]), widened(t[:, 0])) for s, t in zip(self.student_maps, self.teacher_maps, strict=True)]
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Return the student's and the teacher's embeddings of all rotations, [B, M, C] each, in float32 or wider."""
+        assert self.student_embedding is not None
+        assert self.teacher_embedding is not None
+        return widened(self.student_embedding), widened(self.teacher_embedding)
+
+    def unrotated_embeddings(self) -> tuple[Tensor, Tensor]:
+        """Return the student's and the teacher's embeddings of the unrotated images, [B, C] each, in float32 or wider."""
+        student, teacher = self.embeddings()
+        return student[:, 0], teacher[:, 0]
+
+    def authors_epoch(self, *, first: int) -> float:
+        """Return the epoch, counted from `first`, on the authors' schedule of 240: a published warm-up keeps its share of any training."""
+        return (self.epoch + first) * AUTHORS_EPOCHS / self.num_epochs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TermContext:
+    """What a term's module is built from: the shapes of student and teacher, the training labels, the trial's seed."""
+
+    student_maps: tuple[tuple[int, int, int], ...]  # (C_l, H_l, W_l) per stage
+    teacher_maps: tuple[tuple[int, int, int], ...]
+    student_width: int  # of the embedding
+    teacher_width: int
+    train_labels: Tensor  # [n], on the CPU
+    seed: int
+
+
+class TermModule(nn.Module):
+    """A term with parameters or memory: `forward` is its value; `pretrain` is its value in the pre-training, where it declares one."""
+
+    def forward(self, step: Step) -> Tensor:
+        raise NotImplementedError
+
+    def pretrain(self, step: Step) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretraining:
+    """A stage before the training proper: `epochs` of the authors' 240 (in proportion for others), `milestones` within it.
+
+    `trains_student`: the student's backbone is trained, too (otherwise it stays as it is); `is_all`: the term has no part in the
+    training proper.
+    """
+
+    epochs: int
+    milestones: tuple[int, ...] = ()
+    trains_student: bool
+    is_all: bool
+
+    def schedule(self, optim: OptimConfig) -> OptimConfig:
+        """Return the optimizer's settings in this stage of a training with `optim`."""
+        share = optim.epochs / AUTHORS_EPOCHS
+        milestones = tuple(round(milestone * share) for milestone in self.milestones)
+        return replace(optim, epochs=max(1, round(self.epochs * share)), milestones=milestones, warmup_epochs=0)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossTerm:
     """A named part of an objective: the function, and what it reads, so that nothing else is computed.
 
-    `is_rotated`: reads rotated images; `reads_branches`: reads auxiliary classifiers (of the teacher, too, if `reads_teacher`).
+    `is_rotated`: reads rotated images; `reads_branches`: reads auxiliary classifiers (of the teacher, too, if `reads_teacher`);
+    `reads_features`: reads maps or embeddings of student and teacher. A term with parameters or memory has `build` instead of
+    `compute`. `library` is what it needs beyond this package's dependencies.
     """
 
-    compute: Callable[[Step], Tensor]
+    compute: Callable[[Step], Tensor] | None = None
+    build: Callable[[TermContext], TermModule] | None = None
     is_rotated: bool
     reads_branches: bool
     reads_teacher: bool
+    reads_features: bool = False
+    library: str = ""
+    pretraining: Pretraining | None = None
 
 
 LOSS_TERMS: Registry[LossTerm] = Registry("loss term")
+T = TypeVar("T", bound=TermModule)
 
 
 def loss_term(
-    name: str, *, is_rotated: bool, reads_branches: bool, reads_teacher: bool
+    name: str, *, is_rotated: bool, reads_branches: bool, reads_teacher: bool, reads_features: bool = False, library: str = ""
 ) -> Callable[[Callable[[Step], Tensor]], Callable[[Step], Tensor]]:
     """Return a decorator that registers a function of a `Step` as the term `name`."""
 
     def file_term(compute: Callable[[Step], Tensor]) -> Callable[[Step], Tensor]:
         LOSS_TERMS.register(name)(
-            LossTerm(compute=compute, is_rotated=is_rotated, reads_branches=reads_branches, reads_teacher=reads_teacher)
+            LossTerm(
+                compute=compute,
+                is_rotated=is_rotated,
+                reads_branches=reads_branches,
+                reads_teacher=reads_teacher,
+                reads_features=reads_features,
+                library=library,
+            )
         )
         return compute
+
+    return file_term
+
+
+def feature_module(
+    name: str, *, is_rotated: bool = False, library: str = "", pretraining: Pretraining | None = None
+) -> Callable[[type[T]], type[T]]:
+    """Return a decorator that registers a `TermModule`, made from a `TermContext`, as the term `name`; it reads features of both."""
+
+    def file_term(module: type[T]) -> type[T]:
+        LOSS_TERMS.register(name)(
+            LossTerm(
+                build=module,
+                is_rotated=is_rotated,
+                reads_branches=False,
+                reads_teacher=True,
+                reads_features=True,
+                library=library,
+                pretraining=pretraining,
+            )
+        )
+        return module
 
     return file_term
 
@@ -92,34 +207,71 @@ def joint_labels(labels: Tensor, num_rotations: int) -> Tensor:
 def softened_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
     """Return T^2 * KL(teacher || student) of the softened softmaxes, averaged over all leading axes, computed in float32 or wider."""
     width = teacher_logits.shape[-1]
-    teacher = (_widened(teacher_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
-    student = (_widened(student_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
+    teacher = (widened(teacher_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
+    student = (widened(student_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
     return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy, averaged over all leading axes, computed in float32 or wider."""
-    return torch.nn.functional.cross_entropy(_widened(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    return torch.nn.functional.cross_entropy(widened(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1))
 
 
-def _widened(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+def widened(values: Tensor) -> Tensor:
+    """Return `values` in float32, or as they are in float64."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """A weighted sum of loss terms; calling it gives `(total, {name: unweighted value})`."""
+    """A weighted sum of loss terms; calling it gives `(total, {name: unweighted value})`.
+
+    `modules` are the parameters and memories of the terms that have some (`with_modules`); with `is_pretraining`, the terms' values are
+    those of the stage before the training proper.
+    """
 
     terms: tuple[tuple[str, float], ...]
     temperature: float
     branch_weights: tuple[float, ...] | None
+    modules: nn.ModuleDict = field(default_factory=nn.ModuleDict, compare=False)
+    is_pretraining: bool = False
 
     @classmethod
     def from_config(cls, config: ObjectiveConfig) -> Self:
-        """Raises KeyError (listing the known terms) where a name is unknown."""
+        """Raises KeyError (listing the known terms) where a name is unknown, ValueError where a term's library is not installed."""
         for name, _ in config.terms:
-            LOSS_TERMS[name]
+            library = LOSS_TERMS[name].library
+            if library and find_spec(library) is None:
+                raise ValueError(f"the loss term {name} needs {library}: pip install '.[{EXTRAS[library]}]'")
         return cls(terms=config.terms, temperature=config.temperature, branch_weights=config.branch_weights)
+
+    def with_modules(self, context: Callable[[], TermContext]) -> Self:
+        """Return the objective with its terms' modules, initialized from (term, seed) only; `context` is asked if a term reads maps."""
+        if not self.feature_terms:
+            return self
+        facts = context()
+        names = [name for name in self.names if LOSS_TERMS[name].build is not None]
+        return replace(self, modules=nn.ModuleDict({name: build_module(name, facts) for name in names}))
+
+    def training_proper(self) -> Self:
+        """Return the objective without the terms that are for the pre-training only."""
+        kept = tuple(item for item in self.terms if not is_for_pretraining_only(item[0]))
+        return self if kept == self.terms else replace(self, terms=kept)
+
+    def pretraining(self) -> tuple[Pretraining, Self] | None:
+        """Return the stage before the training proper and its objective; None where no term declares one.
+
+        Raises:
+            ValueError: more than one term declares one.
+        """
+        staged = [(name, weight) for name, weight in self.terms if LOSS_TERMS[name].pretraining is not None]
+        if not staged:
+            return None
+        if len(staged) > 1:
+            raise ValueError(f"terms is {self.names}; accepted: at most one that is pre-trained")
+        stage = LOSS_TERMS[staged[0][0]].pretraining
+        assert stage is not None
+        return stage, replace(self, terms=tuple(staged), is_pretraining=True)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,10 +298,38 @@ class Objective:
         """Whether any term reads the teacher's auxiliary classifiers."""
         return any(LOSS_TERMS[name].reads_branches and LOSS_TERMS[name].reads_teacher for name in self.names)
 
+    @property
+    def feature_terms(self) -> tuple[str, ...]:
+        """The terms that read maps or embeddings of student and teacher."""
+        return tuple(name for name in self.names if LOSS_TERMS[name].reads_features)
+
     def __call__(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        values = {name: LOSS_TERMS[name].compute(step) for name in self.names}
+        values = {name: self._value(name, step) for name in self.names}
         weighted = [values[name] if weight == 1 else values[name] * weight for name, weight in self.terms]
         return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0], values
+
+    def _value(self, name: str, step: Step) -> Tensor:
+        compute = LOSS_TERMS[name].compute
+        if compute is not None:
+            return compute(step)
+        module = self.modules[name]
+        assert isinstance(module, TermModule)
+        return module.pretrain(step) if self.is_pretraining else module(step)
+
+
+def is_for_pretraining_only(name: str) -> bool:
+    """Return whether a term has no part in the training proper."""
+    stage = LOSS_TERMS[name].pretraining
+    return stage is not None and stage.is_all
+
+
+def build_module(name: str, context: TermContext) -> TermModule:
+    """Return the module of a term on the CPU, initial weights from (name, seed) only; the global generator is left as it is."""
+    build = LOSS_TERMS[name].build
+    assert build is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{name}/{context.seed}".encode()).digest()[:8], "little") >> 1)
+        return build(context)
 
 
 def discover_terms(package: str, path: list[str]) -> None:

@@ -24,6 +24,7 @@ from hsakd.models.network import HierarchicalNet
 Origin = Literal["ours", "hsakd", "crd", "sskd", "torchvision", "plain"]
 Layout = Literal["ours", "hsakd"]
 
+HEAD = "backbone.head."
 ZIP_START, PICKLE_START = b"PK", b"\x80"  # torch.save's format, and its old one
 _WRAPPERS: Mapping[str, Origin] = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
 _MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
@@ -74,9 +75,12 @@ def load_weights(
     source: str | os.PathLike[str] | Mapping[str, object],
     *,
     origin: Origin | None = None,
+    with_head: bool = True,
     member: Literal[1, 2] | None = None,
 ) -> LoadReport:
     """Load a weights file, or a state dict, into `network`; a backbone-only file loads the backbone and says so.
+
+    Without `with_head` the backbone's linear layer stays as it is: the file's may be of another class count.
 
     `origin` states where a file comes from when its content can't tell: MobileNetV2 of the authors (stem stride 1) and of CRD and SSKD
     (stride 2) have the same keys and shapes. `member` states which network of a pair (the authors' online files: `net1`, `net2`) is meant.
@@ -91,6 +95,9 @@ def load_weights(
     weights = _unwrap(source, label) if isinstance(source, Mapping) else _read(Path(source))
     weights = replace(weights, tensors=_of_member(weights.tensors, member, label))
     given = _in_our_keys(network, weights.tensors, label)
+    if not with_head:
+        own = {key: tensor for key, tensor in network.state_dict().items() if key.startswith(HEAD)}
+        given = replace(given, tensors={**given.tensors, **own})
     difference = _first_difference(network, given)
     if weights.network is not None and weights.network != network.name:
         detail = difference or "every key and shape is the same, what they compute is not"
@@ -273,8 +280,12 @@ def _network_name(state: Mapping[str, object]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def save_weights(network: HierarchicalNet, file: str | os.PathLike[str], layout: Layout = "hsakd") -> None:
+def save_weights(
+    network: HierarchicalNet, file: str | os.PathLike[str], layout: Layout = "hsakd", *, notes: Mapping[str, str] | None = None
+) -> None:
     """Write the weights, atomically: "ours" is safetensors with the network's name, "hsakd" a file that the authors' code loads.
+
+    `notes` are further texts for the metadata of "ours" (what images the network takes, its classes).
 
     Raises:
         ValueError: an unknown layout, or a network that the authors' code doesn't have.
@@ -284,6 +295,7 @@ def save_weights(network: HierarchicalNet, file: str | os.PathLike[str], layout:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     if layout == "ours":
         metadata = {
+            **(notes or {}),
             "network": network.name,
             "num_classes": str(network.num_classes),
             "num_rotations": str(network.num_rotations),
@@ -306,6 +318,15 @@ def _authors_checkpoint(network: HierarchicalNet, state: dict[str, Tensor]) -> d
     if len(network.taps) != network.num_branches:
         raise ValueError(f"layout 'hsakd': the authors' {network.name} has all {network.num_branches} branches or none, not {network.taps}")
     return {"net": {theirs: state[ours] for ours, theirs in authors_keys(network).items()}}
+
+
+def read_metadata(file: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the metadata of a weights file that `save_weights` wrote as "ours"; raises ValueError on anything else."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: missing, truncated or not safetensors ({error})") from error
 
 
 def weights_sha256(weights: HierarchicalNet | Mapping[str, Tensor]) -> str:

@@ -13,11 +13,14 @@ Initialization = Literal["he", "authors"]
 
 
 class Output(NamedTuple):
-    """What a network says of R rows: class logits, the joint logits of the computed branches in rising order, and all L tapped maps."""
+    """What a network says of R rows: class logits, the joint logits of the computed branches in rising order, all L tapped maps, and
+    the embedding, which is what the backbone's linear layer reads.
+    """
 
     logits: Tensor  # [R, N]
     joint_logits: tuple[Tensor, ...]  # [R, M*N] each; joint class k = y*M + j
     features: tuple[Tensor, ...]  # [R, C_l, H_l, W_l] each
+    embedding: Tensor  # [R, C]
 
 
 class Classifier(nn.Module):
@@ -29,9 +32,14 @@ class Classifier(nn.Module):
         self.neck = neck
         self.head = nn.Linear(in_channels, num_outputs)
 
+    def embed(self, maps: Tensor) -> Tensor:
+        """Return the pooled maps [R, C] of the last stage's maps: what the linear layer reads."""
+        embedding: Tensor = self.neck(maps).mean(dim=(2, 3))
+        return embedding
+
     def classify(self, maps: Tensor) -> Tensor:
         """Return logits [R, num_outputs] of the last stage's maps."""
-        logits: Tensor = self.head(self.neck(maps).mean(dim=(2, 3)))
+        logits: Tensor = self.head(self.embed(maps))
         return logits
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -89,6 +97,7 @@ class HierarchicalNet(nn.Module):
         self.name, self.spec = name, spec
         self.num_classes, self.num_rotations, self.num_branches = num_classes, num_rotations, num_stages
         self.is_frozen = False
+        self.peer: HierarchicalNet | None = None  # in online mutual distillation: trained with this network, never part of its forward
         self.backbone = Backbone(spec, num_classes)
         self.auxiliary_classifiers = nn.ModuleDict({str(tap): self._auxiliary_classifier(tap) for tap in self.taps})
         self.register_state_dict_post_hook(_name_state_dict)  # type: ignore[no-untyped-call]
@@ -111,10 +120,14 @@ class HierarchicalNet(nn.Module):
             stages = [spec.stages[index].build(widths[index - 1], downsample=True) for index in range(tap, len(spec.stages))]
         return Classifier(nn.ModuleList(stages), spec.neck(), spec.out_channels, self.num_rotations * self.num_classes)
 
-    def freeze_backbone(self) -> None:
-        """Keep the backbone as it is from now on: no gradient, eval mode even while the branches train, nothing sent into it."""
+    def freeze_backbone(self, *, trains_head: bool = False) -> None:
+        """Keep the backbone as it is from now on: no gradient, eval mode even while the branches train, nothing sent into it.
+
+        With `trains_head` its linear layer is trained (a linear probe).
+        """
         self.is_frozen = True
         self.backbone.requires_grad_(False)
+        self.backbone.head.requires_grad_(trains_head)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -129,7 +142,8 @@ class HierarchicalNet(nn.Module):
         features = tuple(map_.detach() for map_ in maps) if self.is_frozen else maps
         chosen = self.taps if branches is None else branches
         joint_logits = tuple(self.auxiliary_classifiers[str(tap)](features[tap - 1]) for tap in chosen)
-        return Output(logits=self.backbone.classify(maps[-1]), joint_logits=joint_logits, features=features)
+        embedding = self.backbone.embed(maps[-1])
+        return Output(logits=self.backbone.head(embedding), joint_logits=joint_logits, features=features, embedding=embedding)
 
 
 def create_network(

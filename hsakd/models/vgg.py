@@ -6,12 +6,18 @@ the authors' code, the backbone has a fourth max-pool, between groups 3 and 4, w
 
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, HeightAwareStage, PartInit, Stage, conv
 
 WIDTHS = (64, 128, 256, 512, 512)
 HEIGHT_WITH_FOURTH_POOL = 64
+
+
+@fx.wrap
+def fourth_pool(maps: Tensor, image_height: int | None) -> Tensor:
+    """Pool the maps of images that are exactly 64 pixels high; a traced graph decides when it is called, not when it is traced."""
+    return nn.functional.max_pool2d(maps, 2) if image_height == HEIGHT_WITH_FOURTH_POOL else maps
 
 
 class LastGroups(HeightAwareStage):
@@ -23,8 +29,8 @@ class LastGroups(HeightAwareStage):
 
     def forward(self, maps: Tensor, image_height: int | None = None) -> Tensor:
         for index, layer in enumerate(self):
-            if index == self.split and image_height == HEIGHT_WITH_FOURTH_POOL:
-                maps = nn.functional.max_pool2d(maps, 2)
+            if index == self.split:
+                maps = fourth_pool(maps, image_height)
             maps = layer(maps)
         return maps
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from hsakd.bank_size import bank_bytes
 from hsakd.config import NumericsConfig
 from hsakd.data.datasets import Dataset
-from hsakd.data.views import Batch
+from hsakd.data.views import Batch, ViewSpace
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions, prefers_channels_last
@@ -193,24 +193,41 @@ def open_predictions(
     weights_sha256: str,
     bank_dir: Path | None = None,
     budget_bytes: int | None = None,
+    feature_terms: tuple[str, ...] = (),
 ) -> TeacherPredictions:
     """Return the teacher's predictions as `numerics` asks: live, or from its bank where that fits the budget (else live, saying why).
+
+    `feature_terms` names the loss terms that read the teacher's maps or embedding; a bank keeps logits only, so that they are live.
 
     The budget defaults to half of the disk that is free or already taken by banks; least-recently-used banks that nobody has open are
     deleted to make room.
     """
     autocast = torch.bfloat16 if numerics.precision == "bfloat16" else None
     is_channels_last = prefers_channels_last(teacher, numerics)
-    live = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, autocast=autocast, is_channels_last=is_channels_last)
+    live = LivePredictions(
+        teacher,
+        branches=branches,
+        num_rotations=num_rotations,
+        autocast=autocast,
+        is_channels_last=is_channels_last,
+        with_features=bool(feature_terms),
+    )
     if numerics.teacher_predictions == "live":
+        return live
+    views = dataset.views
+    if feature_terms:
+        live.fallback = f"a bank keeps logits only, and {', '.join(feature_terms)} reads the teacher's feature maps"
+        return live
+    if not isinstance(views, ViewSpace):
+        live.fallback = "resized crops are too many to be kept"
         return live
     root = default_bank_dir() if bank_dir is None else bank_dir
     identity = {
         "teacher": teacher.name,
         "weights_sha256": weights_sha256,
         "data": dataset.fingerprint,
-        "padding": dataset.views.padding,
-        "has_flip": dataset.views.has_flip,
+        "padding": views.padding,
+        "has_flip": views.has_flip,
         "num_rotations": num_rotations,
         "num_classes": teacher.num_classes,
         "dtype": numerics.bank_dtype,

@@ -10,25 +10,27 @@ from hsakd.models import HierarchicalNet
 
 
 class Teacher(nn.Module):
-    """Class logits and the joint logits of `branches`, without the feature maps: what the fold traces."""
+    """Class logits, the joint logits of `branches` and, `with_features`, the embedding and the maps: what the fold traces."""
 
-    def __init__(self, network: HierarchicalNet, branches: tuple[int, ...]) -> None:
+    def __init__(self, network: HierarchicalNet, branches: tuple[int, ...], *, with_features: bool = False) -> None:
         super().__init__()
         self.network = network
         self.branches = branches
+        self.with_features = with_features
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
         output = self.network(rows, branches=self.branches)
-        return (output.logits, *output.joint_logits)
+        kept = (output.embedding, *output.features) if self.with_features else ()
+        return (output.logits, *output.joint_logits, *kept)
 
 
-def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...]) -> nn.Module:
-    """Return a copy of `network` in eval mode that gives (logits [R, N], joint logits [R, M*N] per branch) of rows [R, 3, H, W].
+def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_features: bool = False) -> nn.Module:
+    """Return a copy of `network` in eval mode that gives what `Teacher` gives of rows [R, 3, H, W].
 
     Every BN whose only input is a convolution that feeds nothing else becomes part of that convolution (pre-activation blocks keep their
     first BN). `network` itself is not changed; equal to it to about 1e-6 relative in float32, so the float64 reference doesn't use it.
     """
-    wrapped = Teacher(copy.deepcopy(network), branches).eval()
+    wrapped = Teacher(copy.deepcopy(network), branches, with_features=with_features).eval()
     graph = fx.Tracer().trace(wrapped)
     folded = fx.GraphModule(wrapped, graph)
     modules: dict[str, Any] = dict(folded.named_modules())

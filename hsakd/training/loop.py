@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate
+from hsakd.training.mutual import mutual_loss
 from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
+from hsakd.training.stages import stage_at, term_context, training_stages
 
 
 class TrialInterrupted(Exception):
@@ -35,6 +37,7 @@ class FitResult:
 
     epochs: list[EpochMetrics]
     accuracy: Accuracy | None
+    peer_accuracy: Accuracy | None = None
     diverged_step: int | None = None
 
 
@@ -77,6 +80,17 @@ def gather_batch(dataset: Dataset, indices: Tensor, views: Tensor, *, dtype: tor
     return Batch(indices=indices, views=views, images=images, labels=dataset.train_labels[chosen])
 
 
+class Moment(NamedTuple):
+    """Where a training is: the 0-based epoch, their number, and the 0-based step of the whole training."""
+
+    epoch: int = 0
+    num_epochs: int = 1
+    step: int = 0
+
+
+START = Moment()
+
+
 def compute_loss(
     network: HierarchicalNet,
     objective: Objective,
@@ -84,12 +98,15 @@ def compute_loss(
     predictions: TeacherPredictions | None,
     *,
     autocast: torch.dtype | None,
+    moment: Moment = START,
     rotations: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the objective's total and terms for one batch: the one place where network, teacher and loss meet.
 
     With `rotations` the student sees those turns only; the teacher is asked about all, so that every such student shares its bank.
     """
+    if network.peer is not None:
+        return mutual_loss(network, objective, batch, autocast=autocast)
     num_rotations = network.num_rotations if objective.is_rotated else 1
     rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
     teacher = predictions.predict(batch, rows) if predictions is not None else None
@@ -104,11 +121,20 @@ def compute_loss(
     with context:
         output = network(rows, branches=network.taps if objective.reads_branches else ())
     shape = (len(batch.labels), num_rotations, -1)
+    keeps_features = bool(objective.feature_terms)
     return objective(
         Step(
             labels=batch.labels,
             student_logits=output.logits.view(shape),
             student_joint_logits=tuple(logits.view(shape) for logits in output.joint_logits),
+            student_maps=tuple(by_image(maps, num_rotations) for maps in output.features) if keeps_features else (),
+            student_embedding=by_image(output.embedding, num_rotations) if keeps_features else None,
+            teacher_maps=() if teacher is None else teacher.features,
+            teacher_embedding=None if teacher is None else teacher.embedding,
+            indices=batch.indices,
+            epoch=moment.epoch,
+            num_epochs=moment.num_epochs,
+            number=moment.step,
             teacher_logits=None if teacher is None else teacher.logits,
             teacher_joint_logits=() if teacher is None else teacher.joint_logits,
             temperature=objective.temperature,
@@ -116,6 +142,11 @@ def compute_loss(
             rotations=rotations if objective.is_rotated else None,
         )
     )
+
+
+def by_image(rows: Tensor, num_rotations: int) -> Tensor:
+    """Unfold sample-major rows [B*M, ...] into [B, M, ...]."""
+    return rows.unflatten(0, (-1, num_rotations))  # type: ignore[no-untyped-call, no-any-return]
 
 
 def select_turns(values: Tensor, rotations: tuple[int, ...]) -> Tensor:
@@ -155,12 +186,15 @@ def training_step(
     step: int,
     learning_rate: float,
     autocast: torch.dtype | None = None,
+    epoch: int = 0,
+    num_epochs: int = 1,
     rotations: tuple[int, ...] | None = None,
 ) -> None:
     """Take one optimizer step and add its losses to `losses`; nothing here waits for the device (so it runs on `meta`, too)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, rotations=rotations)
+    moment = Moment(epoch, num_epochs, step)
+    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, moment=moment, rotations=rotations)
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -196,14 +230,17 @@ def fit(
         TrialInterrupted: `hooks.should_stop` said so; the checkpoint is written.
         CheckpointCorrupt: the resume file can't be used.
     """
-    objective = Objective.from_config(config.objective)
+    objective = Objective.from_config(config.objective).with_modules(lambda: term_context(config, network, dataset))
     optim, batch_size = config.optim, config.optim.batch_size
+    stages = training_stages(objective, optim)
     dtype = torch.float64 if config.numerics.precision == "float64" else torch.float32
     autocast = torch.bfloat16 if config.numerics.precision == "bfloat16" else None
     data = dataset.to(device)
     if prefers_channels_last(network, config.numerics):
         network.to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, optim)
+    modules = objective.modules.to(device, dtype)
+    trainable = torch.nn.ModuleList([network, modules])
+    optimizer = make_optimizer(trainable, optim)
     num_images = len(dataset.train_labels)
     steps_per_epoch = num_images // batch_size + (num_images % batch_size > 1)
     if steps_per_epoch == 0:
@@ -211,18 +248,20 @@ def fit(
     trained = _compiled(network, config.numerics)
     state = load_resume(hooks.checkpoint_dir, config.trial_id, device) if hooks.checkpoint_dir is not None else None
     epochs: list[EpochMetrics] = []
-    first_epoch = first_step = 0
-    losses, seconds = RunningLosses(objective.names, device), 0.0
+    first_epoch, first_step, seconds = stages[0].first_epoch, 0, 0.0
     torch.manual_seed(config.seed)
     if state is not None:
         network.load_state_dict(state["network"])
+        modules.load_state_dict(state.get("modules", {}))  # files of older versions have none
         optimizer.load_state_dict(state["optimizer"])
         epochs = [EpochMetrics(**row) for row in state["epochs"]]
         first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]
-        losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
         torch.set_rng_state(state["rng_state"].cpu())
         if hooks.on_resume is not None:
-            hooks.on_resume(first_epoch)
+            hooks.on_resume(max(first_epoch, 0))
+    losses = RunningLosses(stage_at(stages, first_epoch).objective.names, device)
+    if state is not None:
+        losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
     last_save = time.monotonic()
 
     def save(epoch: int, step: int, train_seconds: float) -> None:
@@ -236,6 +275,7 @@ def fit(
             {
                 "trial_id": config.trial_id,
                 "network": network.state_dict(),
+                "modules": modules.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "epochs": [asdict(row) for row in epochs],
                 "epoch": epoch,
@@ -249,11 +289,14 @@ def fit(
         last_save = time.monotonic()
 
     for epoch in range(first_epoch, optim.epochs):
+        stage = stage_at(stages, epoch)
+        stage_epoch = epoch - stage.first_epoch
         order, views = epoch_stream(dataset, seed=config.seed, epoch=epoch)
         if device.type == "cuda":
             order, views = order.pin_memory(), views.pin_memory()  # so that a batch's copy does not wait for the device
         hits, misses = (predictions.hits, predictions.misses) if predictions is not None else (0, 0)
-        network.train()
+        network.train(stage.trains_network)
+        modules.train()
         started = time.monotonic() - seconds
         for step in range(first_step, steps_per_epoch):
             if hooks.should_stop is not None and hooks.should_stop():
@@ -265,23 +308,34 @@ def fit(
             batch = gather_batch(data, order[chosen], views[chosen], dtype=dtype)
             training_step(
                 trained,
-                objective,
+                stage.objective,
                 optimizer,
                 batch,
                 predictions,
                 losses,
-                step=epoch * steps_per_epoch + step,
-                learning_rate=learning_rate_at(optim, epoch, step, steps_per_epoch),
+                step=(epoch - stages[0].first_epoch) * steps_per_epoch + step,
+                learning_rate=learning_rate_at(stage.optim, stage_epoch, step, steps_per_epoch),
                 autocast=autocast,
+                epoch=stage_epoch,
+                num_epochs=stage.optim.epochs,
                 rotations=config.rotations,
             )
         mean_loss, mean_terms = losses.means(steps_per_epoch)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:
             return FitResult(epochs=epochs, accuracy=None, diverged_step=bad)
+        if epoch < 0:  # pre-training: nothing to evaluate; its seconds count as the first epoch's, its momentum ends with it
+            if epoch == -1:
+                optimizer = make_optimizer(trainable, optim)
+            next_stage = stage_at(stages, epoch + 1)
+            first_step, seconds, losses = 0, train_seconds, RunningLosses(next_stage.objective.names, device)
+            save(epoch + 1, 0, train_seconds)
+            continue
         evaluation_started = time.monotonic()
         test = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
         val = evaluate(network, data.val_images, data.val_labels, mean=data.mean, std=data.std) if len(data.val_labels) else None
+        peer = network.peer
+        peer_test = evaluate(peer, data.test_images, data.test_labels, mean=data.mean, std=data.std) if peer is not None else None
         epochs.append(
             EpochMetrics(
                 trial_id=config.trial_id,
@@ -293,18 +347,24 @@ def fit(
                 top1_test=test.top1,
                 top5_test=test.top5,
                 top1_val=None if val is None else val.top1,
+                top1_test_peer=None if peer_test is None else peer_test.top1,
                 train_seconds=train_seconds,
                 eval_seconds=time.monotonic() - evaluation_started,
                 bank_hits=0 if predictions is None else predictions.hits - hits,
                 bank_misses=0 if predictions is None else predictions.misses - misses,
             )
         )
-        first_step, seconds, losses = 0, 0.0, RunningLosses(objective.names, device)
+        first_step, seconds, losses = 0, 0.0, RunningLosses(stage.objective.names, device)
         save(epoch + 1, 0, 0.0)
         if hooks.on_epoch is not None:
             hooks.on_epoch(epochs[-1])
-    final = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(network.taps) > 0)
-    return FitResult(epochs=epochs, accuracy=final)
+    final, peer_final = (
+        evaluate(member, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(member.taps) > 0)
+        if member is not None
+        else None
+        for member in (network, network.peer)
+    )
+    return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final)
 
 
 def _compiled(network: HierarchicalNet, numerics: NumericsConfig) -> Any:

@@ -14,10 +14,12 @@ from hsakd.training.folding import Teacher, fold_teacher
 
 
 class Predictions(NamedTuple):
-    """A teacher's logits, before any temperature, of B images in M rotations; no gradient."""
+    """A teacher's logits, before any temperature, of B images in M rotations, and its maps where they were asked for; no gradient."""
 
     logits: Tensor  # [B, M, N]
     joint_logits: tuple[Tensor, ...]  # [B, M, M*N] per requested branch
+    embedding: Tensor | None = None  # [B, M, C]
+    features: tuple[Tensor, ...] = ()  # L maps [B, M, C_l, H_l, W_l]
 
 
 class TeacherPredictions(Protocol):
@@ -49,7 +51,7 @@ class LivePredictions:
     """Runs the teacher: eval mode, inference mode, only the branches that the objective reads, BN folded where `is_folded`.
 
     `teacher` is not changed. None for `is_folded` folds all but float64, which is the reference. `is_channels_last` lays out the
-    teacher and its rows channels last.
+    teacher and its rows channels last; `with_features` gives embedding and maps, too.
     """
 
     source = "live"
@@ -64,18 +66,20 @@ class LivePredictions:
         fallback: str = "",
         is_folded: bool | None = None,
         is_channels_last: bool = False,
+        with_features: bool = False,
     ) -> None:
         self.teacher = teacher
         self.branches = branches
+        self.with_features = with_features
         self.num_rotations = num_rotations
         self.autocast = autocast
         self.fallback = fallback
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
         is_reference = next(teacher.parameters()).dtype == torch.float64
         if (not is_reference) if is_folded is None else is_folded:
-            self.answer: nn.Module = fold_teacher(teacher, branches)
+            self.answer: nn.Module = fold_teacher(teacher, branches, with_features=with_features)
         else:
-            self.answer = Teacher(copy.deepcopy(teacher), branches).eval().requires_grad_(False)
+            self.answer = Teacher(copy.deepcopy(teacher), branches, with_features=with_features).eval().requires_grad_(False)
         self.answer = self.answer.to(memory_format=self.memory_format)
         self.hits = 0
         self.misses = 0
@@ -86,9 +90,10 @@ class LivePredictions:
         context = torch.autocast(rows.device.type, dtype=self.autocast) if self.autocast is not None else contextlib.nullcontext()
         with torch.inference_mode(), context:
             answers = self.answer(rows.contiguous(memory_format=self.memory_format))
-        shape = (num_images, self.num_rotations, -1)
-        logits, *joint_logits = (answer.clone().view(shape) for answer in answers)  # clones may be saved for a backward
-        return Predictions(logits, tuple(joint_logits))
+        shape = (num_images, self.num_rotations)
+        logits, *others = (answer.clone().unflatten(0, shape) for answer in answers)  # clones may be saved for a backward
+        joint_logits, kept = others[: len(self.branches)], others[len(self.branches) :]
+        return Predictions(logits, tuple(joint_logits), kept[0] if kept else None, tuple(kept[1:]))
 
     def flush(self) -> None:
         """Nothing is kept."""

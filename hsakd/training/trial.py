@@ -26,11 +26,13 @@ from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from hsakd.training.bank import open_predictions
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
 from hsakd.training.loop import FitResult, LoopHooks, TrialInterrupted, fit
+from hsakd.training.mutual import attach_peer
 from hsakd.training.predictions import TeacherPredictions
 
 __all__ = ["MissingTeacher", "RunContext", "TrialInterrupted", "TrialOutOfMemory", "run_trial"]
 
 Report = Callable[[EpochMetrics], None]
+PEER_WEIGHTS_FILE = "peer.safetensors"
 
 
 class MissingTeacher(ValueError):
@@ -107,11 +109,15 @@ def run_trial(
             raise
         raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
-    weights_digest = ""
+    weights_digest, peer = "", network.peer
+    network.peer = None  # what is saved, counted and distilled from is one network
+    peer_epochs = [row.top1_test_peer for row in epochs if row.top1_test_peer is not None]
     if accuracy is not None:
         if context.keep_checkpoints != "none":
             store.checkpoint_dir(config.trial_id).mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
-            save_weights(network, store.weights_path(config.trial_id), layout="ours")
+            if peer is not None:
+                save_weights(peer, store.checkpoint_dir(config.trial_id) / PEER_WEIGHTS_FILE, layout="ours", notes=dataset.notes)
+            save_weights(network, store.weights_path(config.trial_id), layout="ours", notes=dataset.notes)
         weights_digest = weights_sha256(network)
     best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
     with_val = [row for row in epochs if row.top1_val is not None]
@@ -130,6 +136,9 @@ def run_trial(
         top1_val=best_val.top1_val if best_val is not None else None,
         best_val_epoch=best_val.epoch if best_val is not None else None,
         top1_at_best_val=best_val.top1_test if best_val is not None else None,
+        peer_network=config.peer or "",
+        peer_top1_last=fit_result.peer_accuracy.top1 if fit_result.peer_accuracy is not None else None,
+        peer_top1_best_test=max(peer_epochs, default=None),
         branch_top1_joint=accuracy.branch_top1_joint if accuracy is not None else [],
         branch_top1_class=accuracy.branch_top1_class if accuracy is not None else [],
         diverged_step=fit_result.diverged_step,
@@ -195,8 +204,11 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
     if config.imported_sha256 is not None:
         load_weights(network, store.imported_path(config.imported_sha256))
     if config.backbone is not None:
-        _load_required_weights(network, store, config.backbone)
-        network.freeze_backbone()
+        is_probe = config.role == "probe"
+        _load_required_weights(network, store, config.backbone, with_head=not is_probe)
+        network.freeze_backbone(trains_head=is_probe)
+    if config.peer is not None:
+        attach_peer(network, config)
     return network.double() if config.numerics.precision == "float64" else network
 
 
@@ -224,10 +236,11 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
         weights_sha256=_weights_digest(context.store, config.teacher),
         bank_dir=context.bank_dir,
         budget_bytes=context.bank_budget_bytes,
+        feature_terms=objective.feature_terms,
     )
 
 
-def _load_required_weights(network: HierarchicalNet, store: ResultStore, requirement: TrialConfig) -> None:
+def _load_required_weights(network: HierarchicalNet, store: ResultStore, requirement: TrialConfig, *, with_head: bool = True) -> None:
     """Load a finished trial's weights; a file that can't be read, or isn't what the trial recorded, is set aside."""
     path = store.weights_path(requirement.trial_id)
     subject = f"trial {requirement.trial_id} ({requirement.network}, {requirement.role})"
@@ -240,7 +253,7 @@ def _load_required_weights(network: HierarchicalNet, store: ResultStore, require
         is_intact = False
     if not is_intact:
         raise MissingTeacher(f"{subject} had damaged weights, moved to {store.set_aside(path)}")
-    load_weights(network, path)
+    load_weights(network, path, with_head=with_head)
 
 
 def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:

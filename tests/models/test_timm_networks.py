@@ -14,8 +14,8 @@ from hsakd.models import create_network
 from hsakd.records import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import SweepOptions
+from sweeps.cost import cost_of
 from sweeps.networks import network_facts
-from sweeps.schedule import cost_of
 from sweeps.worklist import HSAKD_TERMS, TEACHER_TERMS, known_work
 
 pytest.importorskip("timm")

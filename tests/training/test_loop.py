@@ -5,14 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig
+from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.losses import Objective
 from hsakd.models import create_network
 from hsakd.training.loop import RunningLosses, epoch_stream, gather_batch, learning_rate_at, make_optimizer, training_step
 from hsakd.training.predictions import LivePredictions
+from hsakd.training.stages import term_context, training_stages
+from sweeps.presets import COMPARATORS
 
 TERMS = {
+    **{name: config.terms for name, config in COMPARATORS.items()},
     "baseline": (("task", 1.0),),
     "teacher": (("task", 1.0), ("ce_q", 1.0)),
     "student": (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0)),
@@ -47,19 +50,26 @@ def test_stream_depends_on_data_split_and_seed_only() -> None:
 def test_a_whole_step_runs_on_the_meta_device(kind: str) -> None:
     """A hidden CPU tensor or a hidden `.item()` fails here: what keeps us honest about GPUs without one."""
     device = torch.device("meta")
-    data = load_dataset(DataConfig(dataset="digits", train_subset=64)).to(device)
+    config = DataConfig(dataset="digits", train_subset=64)
+    trial = TrialConfig(network="resnet8_half", data=config, teacher=TrialConfig(network="resnet14", data=config))
+    on_cpu = load_dataset(config)
+    data = on_cpu.to(device)
     objective = Objective.from_config(ObjectiveConfig(terms=TERMS[kind]))
     network = create_network("resnet8_half", num_classes=10, taps=None if objective.reads_branches else ()).to(device)
+    objective = objective.with_modules(lambda: term_context(trial, network, on_cpu))
+    modules = objective.modules.to(device)
     predictions = None
     if objective.reads_teacher:
         teacher = create_network("resnet14", num_classes=10).to(device)
         branches = teacher.taps if objective.reads_teacher_branches else ()
-        predictions = LivePredictions(teacher, branches=branches, num_rotations=4 if objective.is_rotated else 1)
-    losses = RunningLosses(objective.names, device)
-    optimizer = make_optimizer(network, OptimConfig())
+        num_rotations, with_features = 4 if objective.is_rotated else 1, bool(objective.feature_terms)
+        predictions = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, with_features=with_features)
     order, views = torch.arange(64), torch.arange(64) % 9
-    for step in range(2):
-        batch = gather_batch(data, order[:16], views[:16], dtype=torch.float32)
-        training_step(network, objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05)
-    assert losses.sums.is_meta
+    for stage in training_stages(objective, OptimConfig()):
+        losses = RunningLosses(stage.objective.names, device)
+        optimizer = make_optimizer(torch.nn.ModuleList([network, modules]), OptimConfig())
+        for step in range(2):
+            batch = gather_batch(data, order[:16], views[:16], dtype=torch.float32)
+            training_step(network, stage.objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05)
+        assert losses.sums.is_meta
     assert all(parameter.grad is not None for parameter in network.parameters())

@@ -1,0 +1,61 @@
+"""A user's own images as uint8 tensors: `train/<class>/` and `val/<class>/` folders of any image files."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hsakd.data.datasets import DATASETS, DataMissing, DatasetEntry, RawImages, Source
+from hsakd.image_folder import DECODING_ERRORS, scan_image_folder, unreadable
+
+
+def read_image_folder(source: Source) -> RawImages:
+    """Decode all images of a folder: RGB, the shorter side resized (bilinear, antialiased) to the image size, the middle square cut out.
+
+    `val` is the test part; selection holds out a part of `train`, as with the other data sets.
+
+    Raises:
+        DataMissing: no folder is given.
+        ValueError: the folder is not as `scan_image_folder` wants it, an image can't be decoded, or
+            the images are not the configured ones.
+    """
+    if source.data_dir is None:
+        raise DataMissing("imagefolder: no folder to look in; pass --data-dir DIR with train/<class>/ and val/<class>/ folders")
+    found = scan_image_folder(source.data_dir)
+    if source.folder is not None and source.folder.sha256 != found.sha256:
+        raise ValueError(
+            f"imagefolder: the images in {found.root} are not those that this trial was planned with "
+            f"(digest {found.sha256[:12]}, planned {source.folder.sha256[:12]}); accepted: the same files, or a new --out"
+        )
+    size = found.resolved_size(source.image_size)
+    parts = [_decode(found.root, rows, size) for rows in (found.train, found.val)]
+    labels = [np.array([label for _, label in rows], dtype=np.int64) for rows in (found.train, found.val)]
+    return RawImages(parts[0], labels[0], parts[1], labels[1], found.classes)
+
+
+def decode_image(path: Path, size: int) -> NDArray[np.uint8]:
+    """Return an image file as uint8 [3, size, size]; raises ValueError where it can't be decoded."""
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except DECODING_ERRORS as error:
+        raise unreadable(path, error) from error
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _decode(root: Path, rows: tuple[tuple[str, int], ...], size: int) -> NDArray[np.uint8]:
+    images = np.empty((len(rows), 3, size, size), dtype=np.uint8)
+    for image, (name, _) in zip(images, rows, strict=True):
+        image[:] = decode_image(root / name, size)
+    return images
+
+
+DATASETS.register("imagefolder")(
+    DatasetEntry(read=read_image_folder, mean=None, std=None, views=None, num_classes=None, image_size=None, decodes=True)
+)

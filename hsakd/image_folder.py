@@ -1,0 +1,112 @@
+"""A user's own images in `train/<class>/` and `val/<class>/` folders: what is there, checked and digested; this module imports no torch."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+PARTS = ("train", "val")
+PIXELS_PER_PADDING = 8  # random crops pad CIFAR's 32 pixels by 4: an eighth of the side
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFolder:
+    """The images of a folder: paths relative to `root` with their labels, sorted; labels index the sorted class names.
+
+    `sha256` is the digest of every image's path and bytes. `common_size` is the side in pixels where all images are squares of one size.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    train: tuple[tuple[str, int], ...]
+    val: tuple[tuple[str, int], ...]
+    sha256: str
+    common_size: int | None
+
+    def resolved_size(self, image_size: int | None) -> int:
+        """Return the side that training uses: the one asked for, or the images' own.
+
+        Raises:
+            ValueError: none is asked for and the images differ in size.
+        """
+        if image_size is None and self.common_size is None:
+            raise ValueError(f"image_size is None; accepted: a side in pixels, since the images in {self.root} are not squares of one size")
+        return image_size or self.common_size or 0
+
+
+@lru_cache(maxsize=4)
+def scan_image_folder(root: Path) -> ImageFolder:
+    """List, check and digest `root`.
+
+    Raises:
+        ValueError: a folder is missing, `train` and `val` hold different classes, a class has no image, a file is not an image.
+    """
+    labelled: dict[str, dict[str, list[Path]]] = {}
+    for part in PARTS:
+        if not (root / part).is_dir():
+            raise ValueError(
+                f"imagefolder: {root / part} is not a folder; accepted: --data-dir with train/<class>/ and val/<class>/ folders"
+            )
+        labelled[part] = {folder.name: sorted(_images_below(folder)) for folder in _class_folders(root / part)}
+    train, val = (set(labelled[part]) for part in PARTS)
+    if train != val:
+        name = min(train ^ val)
+        there, missing = ("train", "val") if name in train else ("val", "train")
+        raise ValueError(
+            f"imagefolder: the class {name!r} is in {root / there} but not in {root / missing}; accepted: the same classes in both"
+        )
+    if len(train) < 2:
+        raise ValueError(f"imagefolder: {root / 'train'} has {len(train)} class folders; accepted: 2 or more")
+    for part in PARTS:
+        for name, paths in labelled[part].items():
+            if not paths:
+                raise ValueError(f"imagefolder: {root / part / name} holds no image; accepted: files ending in {', '.join(IMAGE_SUFFIXES)}")
+    classes = tuple(sorted(train))
+    rows = {
+        part: tuple((path.relative_to(root).as_posix(), label) for label, name in enumerate(classes) for path in labelled[part][name])
+        for part in PARTS
+    }
+    digest, sizes = hashlib.sha256(), set[tuple[int, int]]()
+    for name, _ in (*rows["train"], *rows["val"]):
+        content = (root / name).read_bytes()
+        digest.update(f"{name}\n{hashlib.sha256(content).hexdigest()}\n".encode())
+        sizes.add(_size_of(root / name))
+    width, height = next(iter(sizes))
+    return ImageFolder(
+        root=root,
+        classes=classes,
+        train=rows["train"],
+        val=rows["val"],
+        sha256=digest.hexdigest(),
+        common_size=width if len(sizes) == 1 and width == height else None,
+    )
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """Return the refusal of a file that can't be decoded."""
+    return ValueError(f"{path} can't be decoded as an image ({error}); accepted: whole image files")
+
+
+DECODING_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except DECODING_ERRORS as error:
+        raise unreadable(path, error) from error
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+            yield path

@@ -1,0 +1,14 @@
+"""`python sweeps/run_transfer.py --out RUNS --dataset stl10`: linear probes of a sweep's students, on the main command's engine."""
+
+from sweeps.cli import TransferOptions, parse
+from sweeps.run_pairs import run_work
+from sweeps.transfer import transfer_work
+
+
+def main() -> int:
+    """Run the command; return its exit status: 0 only if every probe is complete."""
+    return run_work(parse(TransferOptions), transfer_work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

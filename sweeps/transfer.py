@@ -1,0 +1,62 @@
+"""Linear probes as data: the frozen backbone of every finished student of a sweep, with a new linear layer on another data set."""
+
+import sys
+from dataclasses import replace
+
+from hsakd.config import OptimConfig, TrialConfig
+from hsakd.image_folder import scan_image_folder
+from hsakd.records import PlanEntry, ResultStore
+from sweeps.cli import OWN_IMAGES, TransferOptions
+from sweeps.presets import with_epochs
+from sweeps.worklist import DEFAULT_SIZES, data_of
+
+STUDY = "transfer"
+PROBE_OPTIM = OptimConfig(epochs=100, learning_rate=0.1, milestones=(30, 60, 90), weight_decay=0.0)  # the authors' linear evaluation
+
+
+def probe_of(source: TrialConfig, options: TransferOptions) -> TrialConfig:
+    """Return the probe of a trial: random resized crops of the other data set at the size that the backbone was trained at."""
+    own_size = source.data.image_size or DEFAULT_SIZES.get(source.data.dataset, 32)
+    data = replace(data_of(options), image_size=options.image_size or own_size, augmentation="resized_crop")
+    optim = PROBE_OPTIM if options.epochs is None else with_epochs(PROBE_OPTIM, options.epochs)
+    numerics = replace(source.numerics, teacher_predictions="live")
+    return TrialConfig(network=source.network, data=data, optim=optim, numerics=numerics, taps=(), seed=source.seed, backbone=source)
+
+
+def transfer_work(options: TransferOptions) -> list[tuple[PlanEntry, TrialConfig]]:
+    """Return the plan lines of the probes: one per reported student of the folder that is complete; probes on other data sets stay.
+
+    Raises:
+        ValueError: the folder has no plan or no complete student, or a user's images are not squares of one size.
+    """
+    store = ResultStore(options.out)
+    _check_own_images(options)
+    plan = store.read_plan()
+    pairs = {name.partition("-")[::2] for name in options.pairs}
+    chosen = [
+        entry
+        for entry in plan
+        if entry.purpose == "report"
+        and not entry.study
+        and entry.trial_id
+        and (not options.students or entry.method in options.students)
+        and (not pairs or (entry.teacher, entry.student) in pairs)
+    ]
+    complete = [entry for entry in chosen if (record := store.finished(entry.trial_id)) is not None and record.status == "complete"]
+    if not complete:
+        raise ValueError(f"--out is {options.out}; accepted: a sweep's folder with finished students (of {len(chosen)} planned, 0 are)")
+    if len(complete) < len(chosen):
+        print(f"{len(chosen) - len(complete)} of {len(chosen)} students are not complete and are not probed", file=sys.stderr)
+    earlier = [(entry, TrialConfig.from_json(entry.config_json)) for entry in plan if entry.study == STUDY]
+    lines = [(entry, config) for entry, config in earlier if config.data.dataset != options.dataset]
+    for entry in complete:
+        probe = probe_of(TrialConfig.from_json(entry.config_json), options)
+        lines.append((replace(entry, trial_id=probe.trial_id, study=STUDY, config_json=probe.to_json()), probe))
+    return lines
+
+
+def _check_own_images(options: TransferOptions) -> None:
+    if options.dataset != OWN_IMAGES or options.data_dir is None:
+        return
+    if scan_image_folder(options.data_dir.resolve()).common_size is None:
+        raise ValueError(f"--data-dir is {options.data_dir}; accepted for probes: square images of one size, of which crops are taken")

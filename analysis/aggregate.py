@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.compact import PARTITIONS, Generation, Small, current, read_trial_file, small_files
+from analysis.compact import PARTITIONS, Generation, Small, current, read_part, read_trial_file, small_files
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
 from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
@@ -175,8 +175,7 @@ def _merged_rows(folder: Path, kind: str, trial_ids: Sequence[str], columns: Seq
         for digit in digits:
             path = generation.folder / kind / f"{digit}.parquet"
             try:
-                part = pq.read_table(path, columns=list(columns), filters=pc.field("trial_id").isin(list(trial_ids)))
-                parts.append(part.select(list(columns)).cast(empty.schema))
+                parts.append(read_part(path, empty.schema, pc.field("trial_id").isin(list(trial_ids))))
             except FileNotFoundError:
                 raise
             except (pa.ArrowException, OSError):
@@ -196,19 +195,23 @@ def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
 
     def read_merged(generation: Generation) -> tuple[list[pa.Table], dict[str, Small], list[str]]:
         files, merged, broken = small_files(folder / "trials"), [empty], []
-        fresh = {name for name, at in generation.index.items() if name not in files or (files[name].mtime_ns, files[name].size) == at}
+        fresh = dict[str, list[str]]()  # by first digit: the trials whose small file is as it was, or gone
+        for name, at in generation.index.items():
+            if name not in files or (files[name].mtime_ns, files[name].size) == at:
+                fresh.setdefault(name[:1], []).append(name)
         for digit in PARTITIONS:
             path = generation.folder / "trials" / f"{digit}.parquet"
             try:
-                table = pq.read_table(path, columns=TRIAL_COLUMNS).cast(schema)
+                table = read_part(path, schema)
             except FileNotFoundError:
                 raise
             except (pa.ArrowException, OSError):
                 broken.append(f"{folder.name}/compacted/{path.name} is not readable; its trials are read from their small files.")
-                fresh = {name for name in fresh if not name.startswith(digit)}
+                fresh.pop(digit, None)
                 continue
-            merged.append(table.filter(pc.is_in(table["trial_id"], pa.array(sorted(fresh), pa.string()))))
-        return merged, {name: file for name, file in files.items() if name not in fresh}, broken
+            merged.append(table.filter(pc.is_in(table["trial_id"], pa.array(fresh.get(digit, []), pa.string()))))
+        known = {name for names in fresh.values() for name in names}
+        return merged, {name: file for name, file in files.items() if name not in known}, broken
 
     found = _while_current(folder, notes, read_merged)
     parts, files, said = found if found is not None else ([empty], small_files(folder / "trials"), [])
@@ -257,12 +260,20 @@ def _join(plan: pd.DataFrame, trials: pd.DataFrame, broken: set[str]) -> pd.Data
     return entries.sort_values(order, kind="stable").reset_index(drop=True)
 
 
+def _without_teacher(config_json: str) -> dict[str, Any]:
+    """Parse a configuration without its teacher (two thirds of it, and the last of its sorted keys); empty where it can't be parsed."""
+    head, found, _ = config_json.partition(',"teacher":')
+    for text in (head + "}" if found else "", config_json):
+        try:
+            return cast(dict[str, Any], json.loads(text))
+        except ValueError:  # the cut was inside a backbone: the whole text
+            continue
+    return {}
+
+
 def _facts(config_json: str) -> dict[str, Any]:
     """Return what tables ask of a configuration, as columns."""
-    try:
-        config = json.loads(config_json) if config_json else {}
-    except ValueError:
-        config = {}
+    config = _without_teacher(config_json)
     data, optim, objective = config.get("data", {}), config.get("optim", {}), config.get("objective", {})
     taps = config.get("taps")
     return {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, STATUSES, TRIAL_SCHEMA, replacing
@@ -74,6 +75,20 @@ def current(run: Path) -> Generation | None:
             folder=folder, index=dict(zip(columns["trial_id"], zip(columns["mtime_ns"], columns["size"], strict=True), strict=True))
         )
     raise ValueError(f"{run.name}/compacted/CURRENT names a generation that is not there; the small files are read instead")
+
+
+def read_part(path: Path, schema: pa.Schema, filters: pc.Expression | None = None) -> pa.Table:
+    """Return the rows of a merged file in `schema`; a column that an older version did not have is null.
+
+    Raises:
+        FileNotFoundError: a compaction has replaced the file meanwhile.
+        ArrowException, OSError: it is not readable.
+    """
+    with pq.ParquetFile(path) as file:
+        names = [name for name in schema.names if name in file.schema_arrow.names]
+    table = pq.read_table(path, columns=names, filters=filters)
+    columns = [table[field.name].cast(field.type) if field.name in names else pa.nulls(len(table), field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_trial_file(path: Path, columns: list[str]) -> pa.Table:

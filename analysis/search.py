@@ -13,6 +13,7 @@ from hsakd.network_table import network_table
 MIN_TRIALS_FOR_IMPORTANCE = 4
 MAX_TRIALS_FOR_IMPORTANCE = 100  # fANOVA takes minutes for thousands; more are thinned evenly
 NUM_TREES = 16
+_COLUMNS = ["study_number", "trial_id", "top1_val", "taps", "temperature", "learning_rate", "weights", "branch_weights"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +125,7 @@ def _studies(results: Results) -> list[Study]:
             done = done.sort_values(["study_number", "trial_id"]).drop_duplicates("trial_id")  # two numbers may have drawn one setting
             trials = tuple(
                 SearchTrial(number=int(row["study_number"]), trial_id=row["trial_id"], params=_params(row), value=float(row["top1_val"]))
-                for row in records_of(done)
+                for row in records_of(done[_COLUMNS])
             )
             student = str(group["student"].iloc[0])
             facts = network_table().get(student)

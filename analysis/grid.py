@@ -43,7 +43,7 @@ def draw_grid(
         panel.minorticks_off()
         panel.set_xlabel(name)
         panel.set_ylabel(f"test accuracy (per cent, {options.selection})")
-        panel.legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2)
     ids = tuple(sorted(set(entries["trial_id"])))
     caption = f"{title}. Points: mean over seeds; error bars: sample std."
     return [Drawing(name=study.replace("-", "_"), title=title, caption=caption, figure=figure, trial_ids=ids)]

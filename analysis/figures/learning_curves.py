@@ -38,7 +38,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
         panel.set_xlabel("epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("test accuracy (per cent)")
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, loc="lower right")
     ids = tuple(sorted(set(curves["trial_id"])))
     caption = "Lines: mean over seeds after each epoch; bands: lowest to highest seed."
     return [Drawing(name="learning_curves", title="Learning curves", caption=caption, figure=figure, trial_ids=ids)]

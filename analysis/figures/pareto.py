@@ -57,7 +57,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     panel.set_xlabel("multiply-adds per image (million)")
     panel.set_ylabel(f"test accuracy (per cent, {options.selection})")
     panel.margins(x=0.25, y=0.12)
-    panel.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     ids = tuple(sorted({trial_id for point in points for trial_id in point[4]}))
     caption = "Mean over seeds; the dashed front joins what nothing beats in both accuracy and cost."
     return [Drawing(name="pareto", title="Accuracy against cost", caption=caption, figure=figure, trial_ids=ids)]

@@ -8,6 +8,7 @@ from analysis.aggregate import METHODS, Results, for_pair, make_cell, pair_label
 from analysis.artefact import NotAsked, Options
 from analysis.inference import Summary, holm, verdict, welch
 from analysis.table import Cell, Table
+from hsakd.config import TrialConfig
 
 PUBLISHED_N = 3  # runs behind a published mean ± std; their ddof is not published
 PUBLISHED_EPOCHS = 240
@@ -85,7 +86,10 @@ def _uniform(
 
 def _grounds(config_json: str) -> tuple[str, str, str]:
     """Return what the rows of a column must share: the data, and under a teacher's regime its backbone's configuration, seeds aside."""
-    config = json.loads(config_json)
+    try:
+        config = TrialConfig.from_json(config_json).to_dict()  # with the neutral fields that an older version's text lacks
+    except ValueError:
+        config = json.loads(config_json)
     data, teacher = json.dumps(config.get("data"), sort_keys=True), config.get("teacher")
     if teacher is None:
         return data, "", ""

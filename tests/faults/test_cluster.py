@@ -146,16 +146,18 @@ def test_a_node_that_does_not_see_the_result_folder_gets_no_trials(nodes, tmp_pa
 
 
 def test_a_time_limit_starts_nothing_that_cannot_reach_a_checkpoint(nodes, tmp_path: Path) -> None:
+    os.environ["STAND_IN_SECONDS"] = "4"  # three trials of three epochs, one after the other, are longer than the limit on any machine
+    arguments = ("--pairs", "resnet14-resnet8_half", "--seeds", "3", "--epochs", "3", "--methods", "Student", "--gpus", "1")
     nodes.add(gpus=1)
     out = tmp_path / "out"
-    driver = nodes.start(out, *PLAIN, "--gpus", "1", "--time-limit", "0:00:35")
+    driver = nodes.start(out, *arguments, "--time-limit", "0:00:35")
     output, errors = driver.communicate(timeout=200)
     assert driver.returncode == 130, output + errors
     assert "no time left for a trial to reach a checkpoint" in output or "the time limit is reached" in output
     assert "go on with: python" in output
     store = ResultStore(out)
     assert all((store.read_trial(trial_id) is not None) for trial_id in store.trial_ids())
-    end(nodes.start(out, *PLAIN, "--gpus", "1"))
+    end(nodes.start(out, *arguments))
 
 
 def test_a_group_interrupt_of_a_driver_leaves_the_cluster_and_goes_on(nodes, tmp_path: Path) -> None:

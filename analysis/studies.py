@@ -1,6 +1,6 @@
 """The arms of an ablation study: which they are, in which order, as a table with paired gains, the published arms beside them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -61,17 +61,23 @@ def study_table(
     order: Order,
     base: str | None,
     published: Callable[[Pair], dict[str, Summary]] = lambda _: {},
+    columns: Mapping[str, str] = SELECTIONS,
+    measure: str = "Test accuracy in per cent",
 ) -> Table:
-    """Return a study's table: per pair the accuracy, the gain over the arm `base` (paired by seed) and the published arm if any."""
+    """Return a study's table: per pair the accuracy, the gain over the arm `base` (paired by seed) and the published arm if any.
+
+    `columns` are the records' columns of `measure` by selection.
+    """
     arms = arms_of(results, study, order)
     entries = results.rows(purpose="report", study=study)
     pairs = pairs_of(entries)
     references = {pair: published(pair) for pair in pairs}
     base = base if base in arms else None
-    columns, notes, rows = ["Arm"], list[str](), []
+    heads, notes, rows = ["Arm"], list[str](), []
+    column = columns[options.selection]
     for pair in pairs:
         label = pair_label(pair, pairs)
-        columns += [
+        heads += [
             label,
             *([f"{label}: gain over {base}"] if base else []),
             *([f"{label}: published (best-test)"] if references[pair] else []),
@@ -82,20 +88,20 @@ def study_table(
             mine = for_pair(entries, pair)
             where = f"{arm}, {pair[1]} → {pair[2]}"
             own = mine[mine["method"] == arm]
-            cells.append(make_cell(own, selection=options.selection, where=where, notes=notes, force=options.force))
+            cells.append(make_cell(own, selection=options.selection, where=where, notes=notes, force=options.force, column=column))
             if base:
-                cells.append(Cell(text="base") if arm == base else gain_cell(gain(mine, arm, base, SELECTIONS[options.selection])))
+                cells.append(Cell(text="base") if arm == base else gain_cell(gain(mine, arm, base, column)))
             if references[pair]:
                 summary = references[pair].get(arm)
                 spread = "" if summary is None or summary.std is None else f" ± {summary.std:.2f}"
                 cells.append(Cell(text="-" if summary is None else f"{summary.mean:.2f}{spread}", mean=summary.mean if summary else None))
         rows.append(tuple(cells))
-    about = [f"Test accuracy in per cent, mean ± sample std (n); selection: {options.selection}."]
+    about = [f"{measure}, mean ± sample std (n); selection: {options.selection}."]
     if base:
         about.append("Gains are paired by seed (same stream, same teacher): 95 % t-interval below 10 pairs, bootstrap from 10.")
     if any(references.values()):
         about.append("Published numbers are selected on the best test epoch.")
-    return Table(name=study.replace("-", "_"), title=title, columns=tuple(columns), rows=tuple(rows), notes=(*about, *notes))
+    return Table(name=study.replace("-", "_"), title=title, columns=tuple(heads), rows=tuple(rows), notes=(*about, *notes))
 
 
 def placement_order(entry: dict[str, Any]) -> tuple[int, str]:

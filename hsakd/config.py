@@ -15,6 +15,8 @@ from typing import Any, Literal, Self, TypeVar, cast
 
 C = TypeVar("C", bound="DataclassConfig")
 TEACHER_REGIMES = ("joint", "frozen")
+DETECTION_DATASET = "voc0712"
+DETECTOR_BACKBONES = ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet")  # those that torchvision has, too
 
 
 class DataclassConfig:
@@ -204,6 +206,27 @@ class NumericsConfig(DataclassConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DetectionConfig(DataclassConfig):
+    """Faster R-CNN on a trained backbone; the defaults, with the schedule of `sweeps.detection`, are MMDetection's VOC 07+12 protocol.
+
+    Images are resized to a shorter side of `shorter_side` pixels, or less where the longer one would exceed `longer_side`; training
+    mirrors half of them. Of the backbone, BN and all but the last `trainable_layers` of stem and four stages stay as they are. The box
+    head is trained on `sampled_proposals` of each image.
+    """
+
+    shorter_side: int = 600
+    longer_side: int = 1000
+    trainable_layers: int = 3
+    sampled_proposals: int = 512
+
+    def __post_init__(self) -> None:
+        _require(self.shorter_side >= 32, "shorter_side", self.shorter_side, "32 or more pixels")
+        _require(self.longer_side >= self.shorter_side, "longer_side", self.longer_side, f"at least shorter_side, {self.shorter_side}")
+        _require(0 <= self.trainable_layers <= 5, "trainable_layers", self.trainable_layers, "0 to 5")
+        _require(self.sampled_proposals >= 1, "sampled_proposals", self.sampled_proposals, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrialConfig(DataclassConfig):
     """One training: a baseline, a backbone, a teacher or a student; they differ only in `objective`, `taps`, `teacher` and `backbone`.
 
@@ -214,6 +237,7 @@ class TrialConfig(DataclassConfig):
     all of them; always with 0, the unrotated image): an ablation, whose joint classifiers, teacher and bank stay those of all turns.
     `imported_sha256` is the digest of a weights file: such a trial trains for 0 epochs and is evaluated as it is. `peer` is a network that
     is trained together with this one, each the other's teacher (online mutual distillation); the record is about `network`.
+    `detection` makes the trial a detector on the backbone of `backbone`; its losses are Faster R-CNN's, not `objective`'s.
     """
 
     network: str
@@ -229,12 +253,26 @@ class TrialConfig(DataclassConfig):
     imported_sha256: str | None = None
     rotations: tuple[int, ...] | None = None
     peer: str | None = None
+    detection: DetectionConfig | None = None
 
     def __post_init__(self) -> None:
         other = (self.teacher, self.backbone, self.imported_sha256, self.rotations)
         is_alone = all(value is None for value in other)
         _require(
             self.peer is None or is_alone, "peer", self.peer, "None where there is a teacher, a backbone, imported weights or rotations"
+        )
+        _require(
+            self.detection is None
+            or (self.backbone is not None and self.taps == () and self.numerics == NumericsConfig() and self.teacher is None),
+            "detection",
+            self.detection,
+            "with a backbone's trial, no taps, no teacher and the default numerics only",
+        )
+        _require(
+            self.detection is None or self.network in DETECTOR_BACKBONES,
+            "network",
+            self.network,
+            f"{', '.join(DETECTOR_BACKBONES)} as a detector's backbone",
         )
         _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -259,12 +297,14 @@ class TrialConfig(DataclassConfig):
         )
 
     @property
-    def role(self) -> Literal["baseline", "teacher", "student", "probe"]:
+    def role(self) -> Literal["baseline", "teacher", "student", "probe", "detector"]:
         """What the trial is for.
 
         `teacher` has labels on rotated images, `student` distils, `baseline` is the plain task, `probe` trains a new linear layer on the
-        frozen backbone of a trial, possibly for another data set.
+        frozen backbone of a trial, possibly for another data set, `detector` trains a detector on it.
         """
+        if self.detection is not None:
+            return "detector"
         if self.teacher is not None or self.peer is not None:
             return "student"
         if self.backbone is not None and self.taps == ():

@@ -31,6 +31,13 @@ def _column(unit: str, default: Any = dataclasses.MISSING) -> Any:
     return field(default=default, metadata={"unit": unit})
 
 
+def _result(top1: float | None, map50: float | None) -> str:
+    """Return "top-1 76.20 %" or, of a detector, "mAP 76.20 %"; empty without a number."""
+    if map50 is not None:
+        return f"mAP {map50:.2f} %"
+    return "" if top1 is None else f"top-1 {top1:.2f} %"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochMetrics:
     """One epoch of one trial. Accuracies are per cent (0-100); losses are means over the epoch's steps, before weighting."""
@@ -45,10 +52,16 @@ class EpochMetrics:
     top5_test: float | None = _column("per cent", None)
     top1_val: float | None = _column("per cent", None)
     top1_test_peer: float | None = _column("per cent, of the peer in online mutual distillation", None)
+    map50_test: float | None = _column("per cent, mAP of a detector: VOC 2007's, at IoU 0.5", None)
     train_seconds: float = _column("seconds", 0.0)
     eval_seconds: float = _column("seconds", 0.0)
     bank_hits: int = _column("images", 0)
     bank_misses: int = _column("images", 0)
+
+    @property
+    def result(self) -> str:
+        """The number that the epoch was tested with, as text."""
+        return _result(self.top1_test, self.map50_test)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +76,7 @@ class TrialRecord:
     status: str = _column("one of complete, pruned, diverged, out_of_memory, failed")
     error: str = _column("text", "")
     attempts: int = _column("count", 1)
-    role: str = _column("baseline, teacher, student or probe")
+    role: str = _column("baseline, teacher, student, probe or detector")
     network: str = _column("name")
     dataset: str = _column("name")
     seed: int = _column("seed")
@@ -84,6 +97,8 @@ class TrialRecord:
     peer_network: str = _column("name", "")
     peer_top1_last: float | None = _column("per cent", None)
     peer_top1_best_test: float | None = _column("per cent", None)
+    map50_last: float | None = _column("per cent, mAP of a detector: VOC 2007's, at IoU 0.5", None)
+    map50_best_test: float | None = _column("per cent, of the best test epoch", None)
     branch_top1_joint: list[float] = field(default_factory=list, metadata={"unit": "per cent, joint label, all rotations, per branch"})
     branch_top1_class: list[float] = field(default_factory=list, metadata={"unit": "per cent, class marginal, all rotations, per branch"})
     diverged_step: int | None = _column("0-based step", None)
@@ -100,6 +115,7 @@ class TrialRecord:
     weights_sha256: str = _column("sha256 of the final tensors", "")
     has_weights: bool = _column("whether the final weights are kept", True)
     teacher_weights_sha256: str = _column("sha256 of the teacher's tensors", "")
+    backbone_weights_sha256: str = _column("sha256 of the tensors of the trial whose backbone was loaded", "")
     device: str = _column("torch device type", "")
     device_name: str = _column("name", "")
     num_threads: int = _column("CPU threads", 0)
@@ -133,6 +149,11 @@ class TrialRecord:
             config_json=config.to_json(),
             **measured,
         )
+
+    @property
+    def result(self) -> str:
+        """The number that the trial was for, as text."""
+        return _result(self.top1_last, self.map50_last)
 
     @property
     def config(self) -> TrialConfig:

@@ -10,6 +10,7 @@ from typing import Literal, NoReturn, TypeVar
 
 import tyro
 
+from hsakd.config import DETECTION_DATASET
 from hsakd.network_table import network_table
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
@@ -129,7 +130,8 @@ class SweepOptions:
             _check("pairs", pair, same_depth, "networks with equally many branches")
         self._check_space()
         if self.dataset is not None:
-            _check("dataset", self.dataset, self.dataset in DATASET_NAMES, ", ".join(DATASET_NAMES))
+            known = self.dataset_names()
+            _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
         is_own = self.dataset == OWN_IMAGES
         _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
         _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
@@ -160,6 +162,10 @@ class SweepOptions:
         if self.out.is_dir() and any(self.out.iterdir()):
             known_files = ("plan.parquet", "trials", "studies.journal", "driver.lock")
             _check("out", str(self.out), any((self.out / name).exists() for name in known_files), "a new folder or one of a sweep")
+
+    def dataset_names(self) -> tuple[str, ...]:
+        """Return what --dataset accepts."""
+        return DATASET_NAMES
 
     def search_space(self) -> SearchSpace:
         """Return what the searches vary; raises ValueError where --space can't be used."""
@@ -248,6 +254,40 @@ class TransferOptions(SweepOptions):
         SweepOptions.__post_init__(self)
         _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(DATASET_NAMES)}")
         _check("out", str(self.out), (self.out / "plan.parquet").is_file(), "the folder of a sweep")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectionOptions(TransferOptions):
+    """Train Faster R-CNN on Pascal VOC (2007 and 2012 trainval, tested on 2007 test) on the backbones of a sweep's finished students.
+
+    Students have to be an ImageNet ResNet (18, 34, 50). Needs the extra "detection". Results join those of the sweep in --out. Run the
+    same command again after any interruption.
+    """
+
+    students: tuple[str, ...] = ()
+    """Table rows whose students are detectors' backbones; default: all of the folder's."""
+    epochs: int | None = None
+    """Epochs of every training, 12 by default; the milestone scales."""
+    batch_size: int = 16
+    """Images of a step; the learning rate is 0.01 for 16 and in proportion."""
+    image_size: int = 600
+    """Pixels of an image's shorter side; the longer one has at most 5/3 of it."""
+    trainable_layers: int = 3
+    """Of stem and four stages, the last ones that are trained (0 to 5)."""
+    dataset: tyro.conf.Fixed[str] = DETECTION_DATASET
+    initialization: tyro.conf.Fixed[Literal["he", "authors"]] = "he"
+
+    def __post_init__(self) -> None:
+        if find_spec("pycocotools") is None:
+            raise ValueError("detection needs pycocotools: pip install '.[detection]'")
+        TransferOptions.__post_init__(self)
+        _check("batch_size", self.batch_size, self.batch_size >= 1, "1 or more images")
+        _check("image_size", self.image_size, self.image_size >= 32, "32 or more pixels")
+        _check("trainable_layers", self.trainable_layers, 0 <= self.trainable_layers <= 5, "0 to 5")
+
+    def dataset_names(self) -> tuple[str, ...]:
+        """Return what detectors are trained on."""
+        return (DETECTION_DATASET,)
 
 
 def parse_time(text: str | None) -> float | None:

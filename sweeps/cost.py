@@ -22,7 +22,7 @@ def cost_of(config: TrialConfig) -> float:
 
 def kind_of(config: TrialConfig) -> str:
     """Return what, besides the network, decides a trial's throughput: its terms, its teacher and how that is asked."""
-    terms = "+".join(name for name, _ in config.objective.terms)
+    terms = "+".join(name for name, _ in config.objective.terms) if config.detection is None else config.role
     teacher = f" <- {config.teacher.network} ({config.numerics.teacher_predictions})" if config.teacher is not None else ""
     return terms + teacher
 

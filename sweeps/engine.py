@@ -427,7 +427,7 @@ class ScheduleSearcher(Searcher):
                 schedule.failed.add(own_id)
             return
         schedule.complete(own_id, record)
-        news = f"top-1 {record.top1_last:.2f} %" if record.top1_last is not None else record.error.partition("\n")[0]
+        news = record.result or record.error.partition("\n")[0]
         self.say(f"{record.status:8s} {describe(config)}  {news}")
         if (sentence := doubt(record)) is not None:
             self.say(sentence)

@@ -49,10 +49,10 @@ def node_problem(expected: Expected) -> str:
 
 def data_problem(data: DataConfig, data_dir: Path | None) -> str:
     """Return in one sentence why the data set can't be read here, or ""."""
-    from hsakd.data import load_dataset
+    from hsakd.data import check_dataset
 
     try:
-        load_dataset(data, data_dir)
+        check_dataset(data, data_dir)
     except (ValueError, KeyError, OSError) as error:
         return str(error.args[0]) if error.args else repr(error)
     return ""

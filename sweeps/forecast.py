@@ -17,6 +17,7 @@ from sweeps.worklist import TrialFactory, num_search_trials, num_train_images, p
 
 WEIGHT_BYTES = 4
 STATES_PER_RESUME_FILE = 2  # weights and their momentum
+DETECTOR_PARAMETERS = 17_204_344  # of pyramid, proposals and box head on ResNet-18 and 34
 
 
 @dataclass(slots=True)
@@ -158,7 +159,8 @@ def weights_bytes_of(config: TrialConfig) -> int:
     """Return the size of a trial's final weights."""
     facts = network_facts(config.network)
     taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
-    return WEIGHT_BYTES * (facts.parameters + sum(facts.branch_parameters[tap - 1] for tap in taps))
+    added = DETECTOR_PARAMETERS if config.detection is not None else sum(facts.branch_parameters[tap - 1] for tap in taps)
+    return WEIGHT_BYTES * (facts.parameters + added)
 
 
 def _weights_bytes(options: SweepOptions, trials: list[TrialConfig]) -> int:

@@ -119,7 +119,7 @@ def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry
 
 def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> int:
     """Run the sweep while this process holds the folder's lock."""
-    from hsakd.data import load_dataset  # torch is imported from here on, not for --help or --dry-run
+    from hsakd.data import check_dataset  # torch is imported from here on, not for --help or --dry-run
     from hsakd.training.trial import git_commit
     from sweeps.engine import EngineOptions, Unfit, run_schedule
     from sweeps.sharing import TeacherSource
@@ -137,9 +137,9 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> i
         import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, finished, lines=lines, kept=kept)
         if options.address is None or options.download:  # a cluster's nodes are checked one by one
-            load_dataset(schedule.factory.data, data_dir, download=options.download)
+            check_dataset(schedule.factory.data, data_dir, download=options.download)
             if schedule.searches:
-                load_dataset(schedule.factory.search_data, data_dir)
+                check_dataset(schedule.factory.search_data, data_dir)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     engine = EngineOptions(

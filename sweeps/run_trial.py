@@ -48,10 +48,11 @@ def main() -> int:
     context = RunContext(store=store, data_dir=options.data_dir, device=options.device, num_threads=options.threads)
     try:
         config = find_config(options.trial, store)
-        record = run_trial(config, context, report=lambda row: print(f"epoch {row.epoch}: loss {row.loss:.4f}, top-1 {row.top1_test} %"))
+        record = run_trial(config, context, report=lambda row: print(f"epoch {row.epoch}: loss {row.loss:.4f}, {row.result}"))
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
-    print(f"{record.trial_id}: {record.status}, top-1 {record.top1_last} % (last), {record.top1_best_test} % (best test epoch)")
+    best = record.top1_best_test if record.map50_best_test is None else record.map50_best_test
+    print(f"{record.trial_id}: {record.status}, {record.result or 'no result'} (last), {best} % (best test epoch)")
     return 0 if record.status == "complete" else 1
 
 

@@ -33,7 +33,12 @@ class TensorBoardLogs:
             name = f"{teacher}{config.network}/{terms}/seed{config.seed}-{config.trial_id}".replace("/timm/", "/timm-")
             writer = self.writers[config.trial_id] = SummaryWriter(str(self.folder / name))
             writer.add_text("configuration", f"`{config.to_json()}`")
-        accuracies = {"top1_test": metrics.top1_test, "top5_test": metrics.top5_test, "top1_val": metrics.top1_val}
+        accuracies = {
+            "top1_test": metrics.top1_test,
+            "top5_test": metrics.top5_test,
+            "top1_val": metrics.top1_val,
+            "map50_test": metrics.map50_test,
+        }
         numbers = {f"accuracy/{name}": value for name, value in accuracies.items() if value is not None}
         numbers |= {f"loss/{name}": value for name, value in metrics.loss_terms.items()}
         numbers |= {"loss/total": metrics.loss, "learning_rate": metrics.learning_rate, "seconds/train": metrics.train_seconds}

@@ -1,6 +1,7 @@
 """Linear probes as data: the frozen backbone of every finished student of a sweep, with a new linear layer on another data set."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hsakd.config import OptimConfig, TrialConfig
@@ -29,9 +30,20 @@ def transfer_work(options: TransferOptions) -> list[tuple[PlanEntry, TrialConfig
     Raises:
         ValueError: the folder has no plan or no complete student, or a user's images are not squares of one size.
     """
-    store = ResultStore(options.out)
     _check_own_images(options)
-    plan = store.read_plan()
+    plan = ResultStore(options.out).read_plan()
+    complete = complete_students(options, plan)
+    earlier = [(entry, TrialConfig.from_json(entry.config_json)) for entry in plan if entry.study == STUDY]
+    lines = [(entry, config) for entry, config in earlier if config.data.dataset != options.dataset]
+    for entry in complete:
+        probe = probe_of(TrialConfig.from_json(entry.config_json), options)
+        lines.append((replace(entry, trial_id=probe.trial_id, study=STUDY, config_json=probe.to_json()), probe))
+    return lines
+
+
+def complete_students(options: TransferOptions, plan: Sequence[PlanEntry]) -> list[PlanEntry]:
+    """Return the plan lines of the reported students that are complete, of the rows and pairs asked for; raises ValueError if none is."""
+    store = ResultStore(options.out)
     pairs = {name.partition("-")[::2] for name in options.pairs}
     chosen = [
         entry
@@ -46,13 +58,8 @@ def transfer_work(options: TransferOptions) -> list[tuple[PlanEntry, TrialConfig
     if not complete:
         raise ValueError(f"--out is {options.out}; accepted: a sweep's folder with finished students (of {len(chosen)} planned, 0 are)")
     if len(complete) < len(chosen):
-        print(f"{len(chosen) - len(complete)} of {len(chosen)} students are not complete and are not probed", file=sys.stderr)
-    earlier = [(entry, TrialConfig.from_json(entry.config_json)) for entry in plan if entry.study == STUDY]
-    lines = [(entry, config) for entry, config in earlier if config.data.dataset != options.dataset]
-    for entry in complete:
-        probe = probe_of(TrialConfig.from_json(entry.config_json), options)
-        lines.append((replace(entry, trial_id=probe.trial_id, study=STUDY, config_json=probe.to_json()), probe))
-    return lines
+        print(f"{len(chosen) - len(complete)} of {len(chosen)} students are not complete and are left out", file=sys.stderr)
+    return complete
 
 
 def _check_own_images(options: TransferOptions) -> None:

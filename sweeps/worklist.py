@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.config import DETECTION_DATASET, DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.records import PlanEntry
 from sweeps.cli import OWN_IMAGES, SweepOptions
@@ -27,6 +27,8 @@ HSAKD_TEMPERATURE = 3.0  # the authors' code
 KD_OBJECTIVE = ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9)), temperature=4.0)  # CRD's published KD command (Tian et al. 2020)
 IMPORTED = OptimConfig(epochs=0, milestones=())
 BACKWARD_FACTOR = 3.0  # a training row costs a forward and about two in the backward pass
+DETECTOR_AREA = 600 * 800  # pixels of the usual VOC image as detectors see it
+DETECTOR_MULTI_ADDS = 56e9  # of pyramid, proposals and box head for such an image in training, counted with PyTorch's FLOP counter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -256,6 +258,11 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
 
 def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward)."""
+    if config.detection is not None:
+        area = config.detection.shorter_side**2 * 4 / 3
+        facts = network_facts(config.network)
+        per_image = area * (facts.multi_adds / facts.image_size**2 + DETECTOR_MULTI_ADDS / DETECTOR_AREA)
+        return BACKWARD_FACTOR * per_image * num_images * config.optim.epochs
     terms = {name for name, _ in config.objective.terms}
     rotations = config.num_rotations if terms & set(ROTATED_TERMS) else 1
     fed = rotations if config.rotations is None else min(rotations, len(config.rotations))
@@ -271,7 +278,10 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
 
 
 DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "stl10": 96, "tinyimagenet": 64}
-TRAIN_IMAGES = {"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 5000, "tinyimagenet": 100_000}
+TRAIN_IMAGES = {
+    **{"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 5000, "tinyimagenet": 100_000},
+    DETECTION_DATASET: 16_551,
+}
 
 
 def num_train_images(config: TrialConfig) -> int:

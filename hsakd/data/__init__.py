@@ -1,7 +1,7 @@
 """Images: data sets as uint8 tensors, stratified splits, view spaces."""
 
 from hsakd.data import folder, stl10, tinyimagenet
-from hsakd.data.datasets import DATASETS, DataMissing, Dataset, load_dataset
+from hsakd.data.datasets import DATASETS, DataMissing, Dataset, check_dataset, load_dataset
 from hsakd.data.views import Batch, ResizedCrops, Views, ViewSpace, apply_views, normalize, rotate_rows
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ViewSpace",
     "Views",
     "apply_views",
+    "check_dataset",
     "load_dataset",
     "normalize",
     "rotate_rows",

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hsakd.config import DataConfig, FolderConfig
+from hsakd.config import DETECTION_DATASET, DataConfig, FolderConfig
 from hsakd.data.splits import Indices, few_shot_subset, stratified_split, stratified_subset
 from hsakd.data.views import ResizedCrops, Views, ViewSpace
 from hsakd.registry import Registry
@@ -286,6 +286,16 @@ def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
         classes=raw.classes,
         fingerprint=hashlib.sha256(train_images.numpy().tobytes() + train_labels.numpy().tobytes()).hexdigest(),
     )
+
+
+def check_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False) -> None:
+    """Read a data set, detection's included, so that what is missing is said before trials start; raises what `load_dataset` raises."""
+    if config.dataset == DETECTION_DATASET:
+        from hsakd.data.voc import read_voc  # torchvision is for those who need it
+
+        read_voc(data_dir, download=download)
+    else:
+        load_dataset(config, data_dir, download=download)
 
 
 def _shifts(entry: DatasetEntry, config: DataConfig) -> ViewSpace:

@@ -7,11 +7,12 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +32,7 @@ from hsakd.training.predictions import TeacherPredictions
 
 __all__ = ["MissingTeacher", "RunContext", "TrialInterrupted", "TrialOutOfMemory", "run_trial"]
 
+T = TypeVar("T")
 Report = Callable[[EpochMetrics], None]
 PEER_WEIGHTS_FILE = "peer.safetensors"
 
@@ -90,24 +92,24 @@ def run_trial(
         return done
     torch.set_num_threads(context.num_threads)
     _set_determinism(config.numerics)
-    started_at, started = datetime.now(UTC), time.monotonic()
+    hooks = LoopHooks(
+        checkpoint_dir=store.checkpoint_dir(config.trial_id),
+        checkpoint_seconds=60 * context.checkpoint_minutes,
+        on_epoch=report,
+        should_stop=should_stop,
+        attempt=context.attempt,
+    )
+    if config.detection is not None:
+        from hsakd.training.detection import run_detection  # torchvision's detectors are for those who need them
+
+        return run_detection(config, context, hooks)
+    started = time.monotonic()
     device = torch.device(context.device)
-    try:
+    with naming_lack_of_memory(config, context):
         dataset = load_dataset(config.data, context.data_dir, download=context.download)
         network = _initialized_network(config, dataset, store).to(device)
         predictions = teacher_predictions(config, dataset, context, device)
-        hooks = LoopHooks(
-            checkpoint_dir=store.checkpoint_dir(config.trial_id),
-            checkpoint_seconds=60 * context.checkpoint_minutes,
-            on_epoch=report,
-            should_stop=should_stop,
-            attempt=context.attempt,
-        )
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest, peer = "", network.peer
     network.peer = None  # what is saved, counted and distilled from is one network
@@ -146,29 +148,55 @@ def run_trial(
         parameters=count_parameters(network).backbone,
         multi_adds=count_multi_adds(network, dataset.image_size).backbone,
         train_seconds=sum(row.train_seconds for row in epochs),
-        total_seconds=time.monotonic() - started,
-        peak_memory_bytes=_peak_memory_bytes(device),
         predictions_source=predictions.source if predictions is not None else "none",
         predictions_fallback=predictions.fallback if predictions is not None else "",
         bank_hits=sum(row.bank_hits for row in epochs),
         bank_misses=sum(row.bank_misses for row in epochs),
         weights_sha256=weights_digest,
         has_weights=accuracy is not None and context.keep_checkpoints != "none",
-        teacher_weights_sha256=_weights_digest(store, config.teacher),
-        device=device.type,
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        num_threads=context.num_threads,
-        versions=_versions(),
-        git_commit=git_commit() if context.git_commit is None else context.git_commit,
-        started_at=started_at.isoformat(timespec="seconds"),
-        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(config, context, started),
     )
-    store.write_trial(record, epochs)
-    if context.keep_checkpoints != "all":
-        (store.checkpoint_dir(config.trial_id) / RESUME_FILE).unlink(missing_ok=True)
-    if context.keep_checkpoints == "none":
-        shutil.rmtree(store.checkpoint_dir(config.trial_id), ignore_errors=True)
+    finish_trial(record, epochs, context)
     return record
+
+
+def provenance(config: TrialConfig, context: RunContext, started: float) -> dict[str, Any]:
+    """Return the columns of a record that say where, when (since `started`, on the monotonic clock), on which weights and versions."""
+    device, seconds, now = torch.device(context.device), time.monotonic() - started, datetime.now(UTC)
+    return {
+        "total_seconds": seconds,
+        "peak_memory_bytes": _peak_memory_bytes(device),
+        "teacher_weights_sha256": _weights_digest(context.store, config.teacher),
+        "backbone_weights_sha256": _weights_digest(context.store, config.backbone),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "num_threads": context.num_threads,
+        "versions": _versions(),
+        "git_commit": git_commit() if context.git_commit is None else context.git_commit,
+        "started_at": (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
+        "finished_at": now.isoformat(timespec="seconds"),
+    }
+
+
+def finish_trial(record: TrialRecord, epochs: list[EpochMetrics], context: RunContext) -> None:
+    """Write a trial's record, then delete what `keep_checkpoints` gives up."""
+    folder = context.store.checkpoint_dir(record.trial_id)
+    context.store.write_trial(record, epochs)
+    if context.keep_checkpoints != "all":
+        (folder / RESUME_FILE).unlink(missing_ok=True)
+    if context.keep_checkpoints == "none":
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def naming_lack_of_memory(config: TrialConfig, context: RunContext) -> Iterator[None]:
+    """Turn a device's lack of memory into TrialOutOfMemory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise TrialOutOfMemory(f"trial {config.trial_id} on {context.device}: {error}") from error
 
 
 def _fit_from_checkpoint(
@@ -180,16 +208,21 @@ def _fit_from_checkpoint(
     context: RunContext,
     hooks: LoopHooks,
 ) -> FitResult:
-    """Train; a broken checkpoint is set aside and costs its progress, no more."""
     try:
-        return fit(config, network, dataset, predictions=predictions, device=device, hooks=hooks)
-    except CheckpointCorrupt:
-        context.store.set_aside(context.store.checkpoint_dir(config.trial_id) / RESUME_FILE)
-        return fit(config, network, dataset, predictions=predictions, device=device, hooks=hooks)
+        return from_checkpoint(config, context, lambda: fit(config, network, dataset, predictions=predictions, device=device, hooks=hooks))
     finally:
         if predictions is not None:
             predictions.flush()
             predictions.close()
+
+
+def from_checkpoint(config: TrialConfig, context: RunContext, train: Callable[[], T]) -> T:
+    """Train; a broken checkpoint is set aside and costs its progress, no more."""
+    try:
+        return train()
+    except CheckpointCorrupt:
+        context.store.set_aside(context.store.checkpoint_dir(config.trial_id) / RESUME_FILE)
+        return train()
 
 
 def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultStore) -> HierarchicalNet:
@@ -241,7 +274,15 @@ def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunConte
 
 
 def _load_required_weights(network: HierarchicalNet, store: ResultStore, requirement: TrialConfig, *, with_head: bool = True) -> None:
-    """Load a finished trial's weights; a file that can't be read, or isn't what the trial recorded, is set aside."""
+    load_weights(network, store.weights_path(checked_requirement(store, requirement).trial_id), with_head=with_head)
+
+
+def checked_requirement(store: ResultStore, requirement: TrialConfig) -> TrialRecord:
+    """Return the record of a finished trial whose weights are there; a file that can't be read, or isn't what it recorded, is set aside.
+
+    Raises:
+        MissingTeacher: there are no such weights.
+    """
     path = store.weights_path(requirement.trial_id)
     subject = f"trial {requirement.trial_id} ({requirement.network}, {requirement.role})"
     record = store.finished(requirement.trial_id)
@@ -253,7 +294,7 @@ def _load_required_weights(network: HierarchicalNet, store: ResultStore, require
         is_intact = False
     if not is_intact:
         raise MissingTeacher(f"{subject} had damaged weights, moved to {store.set_aside(path)}")
-    load_weights(network, path, with_head=with_head)
+    return record
 
 
 def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:

@@ -1,0 +1,14 @@
+"""`python sweeps/run_detection.py --out RUNS --data-dir VOC`: detectors on a sweep's students, on the main command's engine."""
+
+from sweeps.cli import DetectionOptions, parse
+from sweeps.detection import detection_work
+from sweeps.run_pairs import run_work
+
+
+def main() -> int:
+    """Run the command; return its exit status: 0 only if every detector is complete."""
+    return run_work(parse(DetectionOptions), detection_work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

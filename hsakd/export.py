@@ -87,6 +87,8 @@ def find_trial(trial: str, runs: Path) -> tuple[ResultStore, TrialRecord]:
 
 def deployed_network(store: ResultStore, record: TrialRecord) -> tuple[HierarchicalNet, ModelCard]:
     """Return a trial's network in eval mode, built without auxiliary classifiers, and what there is to know of it."""
+    if record.role == "detector":
+        raise ValueError(f"trial {record.trial_id} is a detector, whose weights are torchvision's state dict; accepted: a classifier")
     weights = store.weights_path(record.trial_id)
     notes, config = read_metadata(weights), record.config
     try:

@@ -260,7 +260,7 @@ def fit_detector(
     return DetectorFit(epochs=epochs)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: anchors that torchvision keeps are used in training again
 def find_objects(detector: FasterRCNN, images: VocImages, *, device: torch.device, num_workers: int = 0) -> Iterator[Detections]:
     """Yield what the detector finds in each image, in order; one image at a time, since padding to others' size would change it."""
     count = len(images.objects)

@@ -102,7 +102,10 @@ def test_a_detector_is_a_trial_whose_record_says_what_it_started_from_and_what_i
 
 
 def test_a_finished_detector_is_not_trained_again(trained: Path, whole: TrialRecord) -> None:
-    assert run_trial(DETECTOR, RunContext(store=ResultStore(trained))) == whole  # without data
+    store = ResultStore(trained)
+    assert run_trial(DETECTOR, RunContext(store=store)) == whole  # without data
+    with pytest.raises(ValueError, match="is a detector"):
+        deployed_network(store, whole)
 
 
 def test_stopped_in_a_step_and_in_a_test_and_killed_it_ends_with_the_same_weights(

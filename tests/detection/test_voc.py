@@ -1,6 +1,7 @@
 """Pascal VOC in torchvision's layout: what is read, and what is said where it can't be."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,24 @@ def test_missing_data_are_named_with_where_they_were_looked_for_and_how_to_get_t
     image.unlink()
     with pytest.raises(DataMissing, match=re.escape(f"{image} is not there, but")):
         read_voc(root)
+
+
+def test_what_is_missing_is_fetched_and_what_is_there_is_not(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    def fetch(url: str, root: str, filename: str, md5: str) -> None:
+        del md5
+        fetched.append(filename)
+        year, name = (re.findall("20..", url)[0], "test" if "VOCtest" in url else "trainval")
+        part = f"VOCdevkit/VOC{year}"
+        others = shutil.ignore_patterns("test.txt" if name == "trainval" else "trainval.txt")
+        shutil.copytree(voc / part, Path(root) / part, ignore=others, dirs_exist_ok=True)
+
+    monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", fetch)  # there is no network
+    for _ in range(2):
+        train, test = read_voc(tmp_path, download=True)
+        assert (len(train.objects), len(test.objects)) == (6, 3)
+        assert fetched == ["VOCtrainval_06-Nov-2007.tar", "VOCtrainval_11-May-2012.tar", "VOCtest_06-Nov-2007.tar"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from hsakd.records import ResultStore
 from sweeps.cli import parse, refuse
-from sweeps.search import STATES, TRIAL_ID, open_storage
+from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
 from sweeps.status import read_records
 
 
@@ -27,7 +27,9 @@ def differences(store: ResultStore) -> list[str]:
     for summary in optuna.get_all_study_summaries(storage):
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
         seen: dict[str, int] = {}
-        for trial in study.get_trials(deepcopy=False):
+        trials = study.get_trials(deepcopy=False)
+        tried_again = {trial.user_attrs.get(AGAIN) for trial in trials}
+        for trial in trials:
             name, trial_id = f"{summary.study_name} trial {trial.number}", trial.user_attrs.get(TRIAL_ID, "")
             record = records.get(trial_id)
             if trial.state in (TrialState.RUNNING, TrialState.WAITING):
@@ -35,6 +37,8 @@ def differences(store: ResultStore) -> list[str]:
                 continue
             if record is None:
                 found.append(f"{name} is {trial.state.name}, but trial {trial_id or '?'} has no record")
+                continue
+            if trial.state == TrialState.FAIL and trial.number in tried_again:
                 continue
             expected = STATES.get(record.status, TrialState.FAIL)
             if trial.state != expected:
@@ -57,7 +61,10 @@ def main() -> int:
     store = ResultStore(options.out)
     if not store.journal_path.exists():
         refuse(f"OUT is {options.out}; accepted: a folder with a studies.journal")
-    found = differences(store)
+    try:
+        found = differences(store)
+    except ValueError as error:
+        refuse(str(error))
     print("\n".join(found) if found else "studies and records agree")
     return 1 if found else 0
 

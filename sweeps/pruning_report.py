@@ -174,7 +174,10 @@ def main() -> int:
     store = ResultStore(options.out)
     if not store.journal_path.exists():
         refuse(f"OUT is {options.out}; accepted: a folder with a studies.journal")
-    storage = open_storage(store.journal_path)
+    try:
+        storage = open_storage(store.journal_path)
+    except ValueError as error:
+        refuse(str(error))
     names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
     rows = [row for name in names for row in rows_of(store, optuna.load_study(study_name=name, storage=storage))]
     write_rows(store.root / PRUNING_FILE, rows, PruningRow)

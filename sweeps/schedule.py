@@ -101,9 +101,8 @@ class Schedule:
                 )
                 self.searches[pair.name] = search
                 self.phases[pair.name] = "search"
-                for trial in search.study.get_trials(deepcopy=False):
-                    if trial.state.name != "WAITING" and trial.params:
-                        self._plan_search(search, trial.number)
+                for trial in search.asked():
+                    self._plan_search(search, trial.number)
         for name in sorted(self.searches, key=lambda name: self.student_costs[name]):
             self.stages_after[self.search_teachers[name].trial_id] = (name, SEARCH_STAGES)
         self._advance()
@@ -309,7 +308,7 @@ class Schedule:
     def _advance(self) -> None:
         """Move each pair from search to confirmation to its reported winner, as soon as the results are there."""
         for name, search in self.searches.items():
-            if self.phases[name] == "search" and not search.num_left() and not search.running():
+            if self.phases[name] == "search" and not search.num_left() and not search.running() and self._are_all_done(search):
                 for setting in [PAPER_SETTING, *search.best(self._top_k())]:
                     for seed in seeds_of(self.options):
                         config = self.factory.hsakd(search.pair, seed, self.search_teachers[name], setting)
@@ -328,6 +327,10 @@ class Schedule:
                         config = self.factory.hsakd(search.pair, seed, self.factory.joint_teacher(search.pair.teacher, 0), winner)
                         self._add(self._entry(search.pair, "report", TUNED, config, seed=seed), config)
                     self.phases[name] = "report"
+
+    def _are_all_done(self, search: PairSearch) -> bool:
+        """Whether no trial of a study is tried again after an earlier command's failure."""
+        return all(trial_id in self.done for trial_id, users in self.numbers.items() if any(user is search for user, _ in users))
 
     def _top_k(self) -> int:
         return self.options.top_k if self.options.top_k is not None else PRESETS[self.options.preset].top_k

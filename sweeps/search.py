@@ -4,14 +4,17 @@ The paper's setting is trial 0 and never pruned. A study sees validation accurac
 """
 
 import math
+import os
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hsakd.records import EpochMetrics, TrialRecord
 from sweeps.networks import network_facts
@@ -24,6 +27,7 @@ TRIAL_ID = "trial_id"
 PROTECTED = "protected"
 SPACE = "space"
 STUDENT_RUNS = "student_runs"  # what an ended trial has cost
+AGAIN = "again"  # the number of the failed trial that this one is a later, better attempt of
 WEIGHTS = ("temperature", "kl_q", "kl_p")
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
 
@@ -38,20 +42,43 @@ def make_pruner(name: str, num_epochs: int) -> optuna.pruners.BasePruner:
 
 
 def repair_journal(path: Path) -> int:
-    """Drop a last line that a crash cut; return how many bytes were dropped."""
+    """Drop what a crash left: a last line that it cut, and the lock; return how many bytes were dropped. We are the only writer."""
+    for stale in path.parent.glob(f"{path.name}.lock*"):
+        stale.unlink()
     if not path.exists():
         return 0
     content = path.read_bytes()
-    kept = content[: content.rfind(b"\n") + 1]
-    if len(kept) < len(content):
-        path.write_bytes(kept)
-    return len(content) - len(kept)
+    num_kept = content.rfind(b"\n") + 1
+    if num_kept < len(content):
+        os.truncate(path, num_kept)
+    return len(content) - num_kept
+
+
+class Journal(JournalFileBackend):
+    """The journal's file; a line that can't be written whole (a full disk) is taken back, or it would spoil the next one."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        size = self.path.stat().st_size
+        try:
+            super().append_logs(logs)
+        except OSError:
+            os.truncate(self.path, size)
+            raise
 
 
 def open_storage(path: Path) -> JournalStorage:
-    """Open the journal of all studies of a result folder."""
+    """Open the journal of all studies of a result folder; raises ValueError where it isn't one."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(path)))
+    try:
+        return JournalStorage(Journal(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} can't be read ({error}); accepted: Optuna's journal. With the file moved away searches begin anew"
+        ) from error
 
 
 class PairSearch:
@@ -100,9 +127,7 @@ class PairSearch:
             paper |= {"learning_rate": learning_rate} if self.space.learning_rate else {}
             self.study.enqueue_trial(paper | {"placement": self.placements[0]}, user_attrs={PROTECTED: True})
         self.trials: dict[int, optuna.Trial] = {}
-        for number in self.running():
-            if not self._is_whole(self.study.get_trials(deepcopy=False)[number].params):  # the driver died while asking
-                self.study.tell(number, state=TrialState.FAIL)
+        self.late: dict[int, dict[int, float]] = defaultdict(dict)  # epochs of trials that had failed and are tried again
 
     def _keep_space(self) -> None:
         """Note the space in a new study, and refuse to go on with another one."""
@@ -123,27 +148,37 @@ class PairSearch:
         number = len(WEIGHTS) + 1 + (self.space.learning_rate is not None)
         return len(params) == number + (len(self.subsets[str(params["placement"])]) if self.space.branch_weight else 0)
 
+    def asked(self) -> list[FrozenTrial]:
+        """Return the trials that were asked for, each once; one that a driver died in asking for is not among them."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [t for t in trials if t.state != TrialState.WAITING and AGAIN not in t.user_attrs and self._is_whole(t.params)]
+
+    def _half_asked(self) -> list[int]:
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial.number for trial in trials if not self._is_whole(trial.params)]
+
     def num_left(self) -> int:
         """Return how many trials are still to be asked for (with a budget in student runs: at least)."""
-        asked = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         if self.budget.trials is not None:
-            return max(0, self.budget.trials - len(asked))
-        return max(0, math.floor((self.budget.student_runs or 0.0) - self.spent() + 1e-9))
+            left = self.budget.trials - len(self.asked())
+        else:
+            left = math.floor((self.budget.student_runs or 0.0) - self.spent() + 1e-9)
+        return max(len(self._half_asked()), left)
 
     def spent(self) -> float:
         """Return what the study's trials have cost or, where they haven't ended, may cost, in full student runs."""
-        asked = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING and trial.params]
-        return sum(float(trial.user_attrs.get(STUDENT_RUNS) or self.cost_of(self.setting(trial.number))) for trial in asked)
+        return sum(float(trial.user_attrs.get(STUDENT_RUNS) or self.cost_of(self.setting(trial.number))) for trial in self.asked())
 
     def running(self) -> list[int]:
         """Return the numbers of trials that were asked and not told."""
         return [trial.number for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
     def ask(self) -> int:
-        """Return the number of a new trial."""
+        """Return the number of a new trial, or of one that a driver died in asking for, its parameters completed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            trial = self.study.ask()
+            half_asked = self._half_asked()
+            trial = self._trial(half_asked[0]) if half_asked else self.study.ask()
             trial.suggest_float("temperature", *self.space.temperature, log=True)
             trial.suggest_float("kl_q", *self.space.kl_q, log=True)
             trial.suggest_float("kl_p", *self.space.kl_p, log=True)
@@ -173,9 +208,7 @@ class PairSearch:
 
     def number_of(self, setting: Setting) -> int:
         """Return the number of the first trial that had this setting."""
-        return next(
-            trial.number for trial in self.study.get_trials(deepcopy=False) if trial.params and self.setting(trial.number) == setting
-        )
+        return next(trial.number for trial in self.asked() if self.setting(trial.number) == setting)
 
     def remember(self, number: int, trial_id: str) -> None:
         """Note the trial's id in the journal."""
@@ -183,25 +216,47 @@ class PairSearch:
 
     def should_prune(self, number: int, metrics: EpochMetrics) -> bool:
         """Report an epoch's validation accuracy; return whether the pruner would stop the trial."""
-        trial = self._trial(number)
-        if metrics.top1_val is None or metrics.epoch in self.study.get_trials(deepcopy=False)[number].intermediate_values:
+        frozen = self.study.get_trials(deepcopy=False)[number]
+        if metrics.top1_val is None:
             return False
+        if frozen.state.is_finished():
+            self.late[number][metrics.epoch] = metrics.top1_val
+        if frozen.state.is_finished() or metrics.epoch in frozen.intermediate_values:
+            return False
+        trial = self._trial(number)
         trial.report(metrics.top1_val, metrics.epoch)
         return not trial.user_attrs.get(PROTECTED, False) and trial.should_prune()
 
     def tell(self, number: int, record: TrialRecord) -> None:
-        """Close a trial as its record says; anything but complete and pruned is a failure."""
+        """Close a trial as its record says; anything but complete and pruned is a failure.
+
+        A failed trial that a later command has completed becomes a trial of its own, since Optuna never changes one that has ended.
+        """
         frozen = self.study.get_trials(deepcopy=False)[number]
-        if frozen.state.is_finished():
-            return
         state = STATES.get(record.status, TrialState.FAIL)
         value = record.top1_val if state == TrialState.COMPLETE else None
         if state == TrialState.COMPLETE and value is None:
             state = TrialState.FAIL
+        if frozen.state.is_finished():
+            if frozen.state == TrialState.FAIL != state and not self._has_later_attempt(number):
+                self.study.add_trial(
+                    create_trial(
+                        state=state,
+                        value=value,
+                        params=frozen.params,
+                        distributions=frozen.distributions,
+                        user_attrs={**frozen.user_attrs, AGAIN: number},
+                        intermediate_values=self.late.pop(number, {}),
+                    )
+                )
+            return
         if state == TrialState.PRUNED:
             share = record.epochs_done / max(1, record.num_epochs)
             self._trial(number).set_user_attr(STUDENT_RUNS, self.cost_of(self.setting(number)) * share)
         self.study.tell(number, values=value, state=state)
+
+    def _has_later_attempt(self, number: int) -> bool:
+        return any(trial.user_attrs.get(AGAIN) == number for trial in self.study.get_trials(deepcopy=False))
 
     def best(self, count: int) -> list[Setting]:
         """Return the `count` best settings by validation accuracy, the paper's excluded; ties go to the earlier trial."""

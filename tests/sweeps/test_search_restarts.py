@@ -1,0 +1,149 @@
+"""Studies whose driver died at a bad moment, or whose trials failed and are tried again by a later command."""
+
+import resource
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from hsakd.config import TrialConfig
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from sweeps.check_study import differences
+from sweeps.cli import SweepOptions
+from sweeps.schedule import Schedule
+from sweeps.search import PairSearch, open_storage, repair_journal
+from sweeps.worklist import PAPER_SETTING
+
+PAIR = "resnet14-resnet8_half"
+
+
+def schedule_of(out: Path, trials: int = 3) -> Schedule:
+    store = ResultStore(out)
+    options = SweepOptions(out=out, preset="digits", pairs=(PAIR,), methods=("HSAKD-tuned",), trials=trials, epochs=2)
+
+    def finished(config: TrialConfig) -> TrialRecord | None:
+        record = store.read_trial(config.trial_id)
+        return record if record is not None and record.status != "failed" else None
+
+    return Schedule(options, store, finished)
+
+
+def end(schedule: Schedule, config: TrialConfig, status: str = "complete") -> None:
+    """Report a trial's epochs and its end, as the engine does."""
+    value = int(config.trial_id[:4], 16) % 1000 / 10
+    epochs = [
+        EpochMetrics(trial_id=config.trial_id, epoch=epoch, learning_rate=0.1, loss=1.0, loss_terms={"task": 1.0}, top1_val=value)
+        for epoch in range(2)
+    ]
+    for row in epochs:
+        schedule.on_epoch(config.trial_id, row)
+    record = TrialRecord.of(config, status=status, epochs_done=2, top1_val=value)
+    schedule.store.write_trial(record, epochs)
+    schedule.complete(config.trial_id, record)
+
+
+def drain(schedule: Schedule) -> None:
+    while (config := schedule.next_trial()) is not None:
+        end(schedule, config)
+
+
+def searched(schedule: Schedule) -> list[TrialConfig]:
+    return [TrialConfig.from_json(entry.config_json) for entry in schedule.plan() if entry.purpose == "search" and entry.trial_id]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_trial_that_the_driver_died_in_asking_for_is_asked_for_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, after: int
+) -> None:
+    """Dead after `after` of the parameters of trial `number`; trial 0 is the paper's setting, without which nothing is confirmed."""
+    schedule, suggested = schedule_of(tmp_path), []
+    suggest = optuna.Trial._suggest
+
+    def die(trial: optuna.Trial, name: str, distribution: optuna.distributions.BaseDistribution) -> object:
+        if trial.number == number and len(suggested) == after:
+            raise KeyboardInterrupt
+        suggested.extend([name] * (trial.number == number))
+        return suggest(trial, name, distribution)
+
+    monkeypatch.setattr(optuna.Trial, "_suggest", die)
+    with pytest.raises(KeyboardInterrupt):
+        drain(schedule)
+    monkeypatch.undo()
+    again = schedule_of(tmp_path)
+    drain(again)
+    assert again.is_complete
+    assert len(set(searched(again))) == 3
+    search = again.searches[PAIR]
+    assert search.setting(0) == PAPER_SETTING
+    assert [trial.state for trial in search.study.get_trials()] == [TrialState.COMPLETE] * 3
+    assert differences(ResultStore(tmp_path)) == []
+
+
+def test_a_failed_search_trial_that_a_later_command_completes_counts_in_the_study(tmp_path: Path) -> None:
+    schedule = schedule_of(tmp_path)
+    ended = 0
+    while (config := schedule.next_trial()) is not None:
+        is_searched = config.role == "student" and config.data.validation_fraction > 0
+        ended += is_searched
+        end(schedule, config, "failed" if is_searched and ended == 2 else "complete")
+    assert not schedule.is_complete
+    assert [trial.state.name for trial in schedule.searches[PAIR].study.get_trials()] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert differences(ResultStore(tmp_path)) == []
+    for _ in range(2):  # the second time there is nothing to do, and nothing is told twice
+        again = schedule_of(tmp_path)
+        drain(again)
+        assert again.is_complete
+        assert len(searched(again)) == 3
+        trials = again.searches[PAIR].study.get_trials()
+        assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+        assert trials[3].params == trials[1].params
+        assert len(trials[3].intermediate_values) == 2
+        assert differences(ResultStore(tmp_path)) == []
+
+
+def test_a_driver_that_dies_between_a_record_and_its_telling_tells_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = schedule_of(tmp_path)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PairSearch, "tell", die)
+    with pytest.raises(KeyboardInterrupt):
+        drain(schedule)
+    monkeypatch.undo()
+    assert [trial.state.name for trial in schedule.searches[PAIR].study.get_trials()] == ["RUNNING"]
+    again = schedule_of(tmp_path)
+    drain(again)
+    assert [trial.state.name for trial in again.searches[PAIR].study.get_trials()] == ["COMPLETE"] * 3
+    assert differences(ResultStore(tmp_path)) == []
+
+
+def test_a_line_that_a_full_disk_cuts_is_taken_back(tmp_path: Path) -> None:
+    schedule = schedule_of(tmp_path)
+    journal = ResultStore(tmp_path).journal_path
+    whole = journal.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            schedule.searches[PAIR].ask()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert journal.read_bytes() == whole
+    drain(schedule)  # the same driver goes on writing
+    assert schedule.is_complete
+    assert schedule_of(tmp_path).is_complete
+    assert differences(ResultStore(tmp_path)) == []
+
+
+def test_a_lock_that_a_killed_driver_left_on_the_journal_does_not_hold_the_next_one_up(tmp_path: Path) -> None:
+    drain(schedule_of(tmp_path))
+    journal = ResultStore(tmp_path).journal_path
+    lock = journal.with_name(f"{journal.name}.lock")
+    lock.symlink_to("/elsewhere/studies.journal")
+    assert repair_journal(journal) == 0
+    study = optuna.load_study(study_name=PAIR, storage=open_storage(journal))
+    study.set_user_attr("written", True)
+    assert not lock.is_symlink()

@@ -321,7 +321,7 @@ class ResultStore:
 
     def imported_path(self, sha256: str) -> Path:
         """Where the weights of a foreign file lie in our layout, named by that file's digest."""
-        return self.root / "imported" / f"{sha256}.safetensors"
+        return self.root / "imported" / f"{checked_name(sha256)}.safetensors"
 
     @property
     def plan_path(self) -> Path:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from hsakd.config import DataConfig, TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord, replacing
 from sweeps.attempts import NO_WORD, note_error, ran_out_of_memory, read_errors
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
-from sweeps.packing import Packing
+from sweeps.packing import Packing, num_cores
 from sweeps.schedule import Schedule
 from sweeps.teacher_files import doubt
 
@@ -43,6 +43,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that is stopped before its first epoch reports nothing
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # its state of all trials, written anew every few seconds, is never read
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 import ray
@@ -59,6 +60,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 STOP_CHECK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 2.0
 NODE_CHECK_SECONDS = 300.0
+ADDRESS_SECONDS = 20.0
 RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
 START_SECONDS = 20.0  # a fresh process, its imports and the data set, before the first step
 PLAN_SECONDS = 5.0
@@ -70,6 +72,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 class EngineOptions:
     """How trials are placed: `gpus` 0 runs `cpus // threads` trials at once on the CPU, else GPUs are shared as `packing` says.
 
+    `time_limit_seconds` count from `started`, of the monotonic clock.
     `run` is the dotted name of the function that runs a trial (`hsakd.training.trial:run_trial`, or a stand-in in scheduling tests);
     `context` are the keyword arguments of its `RunContext`; `data` is what every node of a cluster must be able to read.
     """
@@ -84,6 +87,7 @@ class EngineOptions:
     has_dashboard: bool = False
     requires_gpus: bool = False
     time_limit_seconds: float | None = None
+    started: float = field(default_factory=time.monotonic)
     keep_checkpoints: str = "last"
     data: DataConfig | None = None
     run: str = "hsakd.training.trial:run_trial"
@@ -259,7 +263,6 @@ class ScheduleSearcher(Searcher):
         self.crashes: Counter[str] = Counter()
         self.pruned: set[str] = set()
         self.held: TrialConfig | None = None
-        self.started = time.monotonic()
         self.plan_written = 0.0
         for trial_id, config in schedule.configs.items():
             if trial_id not in schedule.done and any(map(ran_out_of_memory, read_errors(schedule.store, trial_id))):
@@ -273,10 +276,10 @@ class ScheduleSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         schedule = self.schedule
         try:
-            config = self.held if self.held is not None else schedule.next_trial(self._is_welcome)
-            if schedule.is_stopping and self.held is not None:
+            if self.held is not None and (schedule.is_stopping or not self._is_welcome(self.held)):
                 schedule.put_back(self.held.trial_id)
-                self.held = config = None
+                self.held = None
+            config = self.held if self.held is not None else schedule.next_trial(self._is_welcome)
             if config is None:
                 return self._nothing_to_start()
             share = self._share(config)
@@ -332,7 +335,7 @@ class ScheduleSearcher(Searcher):
 
     def _seconds_left(self) -> float | None:
         limit = self.options.time_limit_seconds
-        return None if limit is None else self.started + limit - time.monotonic()
+        return None if limit is None else self.options.started + limit - time.monotonic()
 
     def _is_welcome(self, config: TrialConfig) -> bool:
         """Whether a trial that starts now can reach a checkpoint, its first epoch or the interval, before the time limit."""
@@ -423,6 +426,7 @@ class ScheduleSearcher(Searcher):
         if record is None:
             schedule.interrupt(own_id)
             self.say(f"stopped  {describe(config)}")
+            schedule.is_stopping |= outcome == "interrupted"  # somebody else has put the stop file there
             if not schedule.is_stopping:
                 schedule.failed.add(own_id)
             return
@@ -492,8 +496,8 @@ class PruningScheduler(FIFOScheduler):
 class Watch(tune.Callback):
     """What happens between events, on the driver's own thread: the time limit, nodes that come and go, the progress file, crash counts."""
 
-    def __init__(self, searcher: ScheduleSearcher) -> None:
-        self.searcher = searcher
+    def __init__(self, searcher: ScheduleSearcher, limiter: ConcurrencyLimiter) -> None:
+        self.searcher, self.limiter = searcher, limiter
         self.next_look = 0.0
         self.num_present = searcher.nodes.num_present
         self.is_over = False
@@ -518,6 +522,7 @@ class Watch(tune.Callback):
         if present != self.num_present:
             searcher.say(f"the cluster has {present:g} {searcher.nodes.kind}s now")
             self.num_present = present
+            self.limiter.max_concurrent = num_slots(searcher.options, searcher.nodes)
         self.write_progress([searcher.trial_ids[name] for name in running if name in searcher.trial_ids])
 
     def write_progress(self, running: list[str]) -> None:
@@ -542,6 +547,11 @@ class Watch(tune.Callback):
                 temporary.write_text(json.dumps(progress))
         except OSError as error:
             searcher._stop_for_storage(error)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Drop Tune's statistics of each reported number: it keeps every trial to the end, and nobody reads them."""
+        del iteration, trials, info
+        trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info
@@ -623,16 +633,19 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
     """Start a local Ray whose files are in `folder`, or join the one at `options.address`, our packages with us."""
     try:
         if options.address is not None:
-            ray.init(
-                address=options.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"py_modules": package_folders(), "excludes": ["**/__pycache__", "**/*.parquet"]},
-            )
+            check_address(options.address)
+            try:
+                ray.init(
+                    address=options.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"py_modules": package_folders(), "excludes": ["**/__pycache__", "**/*.parquet"]},
+                )
+            except ConnectionError as error:
+                raise Unfit(f"--address is {options.address}, but no Ray cluster was found; accepted: the head's HOST:PORT") from error
         else:
-            cpus = len(os.sched_getaffinity(0))
             ray.init(
-                num_cpus=max(cpus, options.gpus * options.packing.most_per_gpu() if options.gpus else options.threads),
+                num_cpus=max(num_cores(), options.gpus * options.packing.most_per_gpu() if options.gpus else options.threads),
                 include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -643,6 +656,17 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Refuse a HOST:PORT where nothing listens: Ray itself would try for many minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise Unfit(f"--address is {address}, where nothing answers ({error}); accepted: the HOST:PORT of a Ray cluster's head") from error
 
 
 def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None]) -> None:
@@ -669,6 +693,8 @@ def num_slots(options: EngineOptions, nodes: Nodes) -> int:
 def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str], None] = print) -> None:
     """Run the schedule to its end, or until SIGINT, SIGTERM or the time limit: then trials checkpoint at their next step.
 
+    A signal while Ray starts or ends, when no trial runs, ends at once.
+
     Raises:
         Unfit: the cluster lacks the GPUs, or no node of it can run trials.
     """
@@ -680,6 +706,8 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
     folder = temporary_folder()
     for stale in options.out.glob(".tune-*"):  # of a driver that was killed: this process holds the folder's lock
         shutil.rmtree(stale, ignore_errors=True)
+    for stale in options.out.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)
     try:
         with ray_cluster(options, folder):
             nodes = Nodes(options, say)
@@ -690,6 +718,8 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
                 _run_tuner(schedule, options, nodes, experiments, say)
             finally:
                 shutil.rmtree(experiments, ignore_errors=True)
+    except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
+        schedule.is_stopping = True
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for path in (stop_path, options.out / PROGRESS_FILE):
@@ -705,26 +735,28 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
 def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experiments: Path, say: Callable[[str], None]) -> None:
     """Let Ray's one Tuner work the schedule off."""
 
+    received: list[int] = []
+
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
-        if schedule.is_stopping:
+        received.append(number)
+        if len(received) > 1:
             raise KeyboardInterrupt
         schedule.is_stopping = True
         touch_if_possible(options.out / STOP_FILE)
-        # Not `say`: it reads the studies, whose lock the interrupted code may hold.
-        os.write(
-            sys.stdout.fileno(),
-            f"{signal.Signals(number).name}: trials checkpoint at their next step; a second ends at once\n".encode(),
-        )
+        news = f"{signal.Signals(number).name}: trials checkpoint at their next step; a second ends at once\n"
+        with suppress(OSError):  # the reader of stdout may be gone
+            os.write(sys.stdout.fileno(), news.encode())  # not `say`: it reads the studies, whose lock the interrupted code may hold
 
     searcher = ScheduleSearcher(schedule, options, nodes, say)
-    watch = Watch(searcher)
+    limiter = ConcurrencyLimiter(searcher, max_concurrent=num_slots(options, nodes))
+    watch = Watch(searcher, limiter)
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         tuner = tune.Tuner(
             tune.with_resources(run_unit, resources_of),
             tune_config=tune.TuneConfig(
-                search_alg=ConcurrencyLimiter(searcher, max_concurrent=num_slots(options, nodes)),
+                search_alg=limiter,
                 scheduler=PruningScheduler(searcher),
                 num_samples=-1,
                 reuse_actors=options.reuses_workers,

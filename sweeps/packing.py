@@ -1,9 +1,13 @@
 """How much of a GPU a trial gets: a share per network, smaller networks sharing one; out of memory makes it larger."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sweeps.networks import is_network
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU in each period, or "max"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,3 +46,13 @@ def parse_fractions(texts: Sequence[str]) -> dict[str, float]:
             raise ValueError(f"--gpu-fraction is {text}; accepted: NETWORK=FRACTION, a known network and a number above 0, at most 1")
         shares[network] = share
     return shares
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use: those it is bound to, or its container's share of CPU time if that is less."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores

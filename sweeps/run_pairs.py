@@ -2,7 +2,9 @@
 
 import os
 import shlex
+import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from sweeps.cli import SweepOptions, parse, parse_time, refuse
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import forecast, read_done, searched_trials, unique_trials
 from sweeps.live import SweepView
-from sweeps.packing import Packing, parse_fractions
+from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.presets import PRESETS
 from sweeps.schedule import TUNED, Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
@@ -68,7 +70,7 @@ def packing_of(options: SweepOptions) -> Packing:
 
 def cpu_slots(threads: int) -> int:
     """Return how many trials of `threads` threads this process's cores can run at once, at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    return max(1, num_cores() // threads)
 
 
 def main() -> int:
@@ -79,6 +81,8 @@ def main() -> int:
 
 def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> int:
     """Run a command's work-list in its result folder, or print it; return the exit status."""
+    started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until trials run, a signal ends the command at once
     try:
         print("".join(f"{line}\n" for line in describe_files(options)), end="")
         lines = work(options)
@@ -100,7 +104,26 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
     except OSError as error:
         refuse(f"--out is {options.out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
     with lock:
-        return run_locked(options, store, lines)
+        try:
+            return run_locked(options, store, lines, started)
+        except KeyboardInterrupt:
+            print(f"stopped before any trial was started; go on with: {same_command()}")
+            return INTERRUPTED
+
+
+def same_command() -> str:
+    """Return the command line that goes on."""
+    return f"python {Path(sys.argv[0])} {shlex.join(sys.argv[1:])}"
+
+
+def earlier_plan(store: ResultStore) -> list[PlanEntry]:
+    """Return the folder's plan; one that can't be read is set aside, and this command writes its own lines anew."""
+    try:
+        return store.read_plan()
+    except ValueError as error:
+        aside = store.set_aside(store.plan_path)
+        print(f"{error}; moved to {aside}. Other commands that ran in this folder bring their lines back when run again", file=sys.stderr)
+        return []
 
 
 def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry]:
@@ -117,8 +140,8 @@ def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry
     return [entry for entry in plan if place(entry) not in planned]
 
 
-def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> int:
-    """Run the sweep while this process holds the folder's lock."""
+def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, started: float) -> int:
+    """Run the sweep while this process holds the folder's lock; `started` (of the monotonic clock) is when the time limit began."""
     from hsakd.data import check_dataset  # torch is imported from here on, not for --help or --dry-run
     from hsakd.training.trial import git_commit
     from sweeps.engine import EngineOptions, Unfit, run_schedule
@@ -133,7 +156,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> i
         return source.adopt(config) if record is None and source is not None else record
 
     try:
-        kept = lines_to_keep(store.read_plan(), lines)
+        kept = lines_to_keep(earlier_plan(store), lines)
         import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, finished, lines=lines, kept=kept)
         if options.address is None or options.download:  # a cluster's nodes are checked one by one
@@ -153,6 +176,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines) -> i
         has_dashboard=options.dashboard,
         requires_gpus=options.require_gpus,
         time_limit_seconds=parse_time(options.time_limit),
+        started=started,
         keep_checkpoints=options.keep_checkpoints,
         data=schedule.factory.data,
         run=os.environ.get(RUN_VARIABLE, DEFAULT_RUN),
@@ -200,8 +224,7 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     if schedule.is_complete:
         print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0
-    command = f"python {Path(sys.argv[0])} {shlex.join(sys.argv[1:])}"
-    print(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; go on with: {command}")
+    print(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; go on with: {same_command()}")
     for trial_id in sorted(schedule.failed):
         record = schedule.done.get(trial_id)
         reason = record.error.splitlines()[0] if record is not None and record.error else "stopped"

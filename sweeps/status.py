@@ -30,6 +30,10 @@ class StatusOptions:
     every: float = 10.0
     """Seconds."""
 
+    def __post_init__(self) -> None:
+        if not self.every > 0:
+            raise ValueError(f"--every is {self.every}; accepted: seconds above 0")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
@@ -178,4 +182,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:  # the way out of --watch
+        raise SystemExit(1) from None

@@ -186,8 +186,9 @@ def fit_detector(
         epochs = [EpochMetrics(**row) for row in state["epochs"]]
         first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]
         losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
-        if hooks.on_resume is not None:
-            hooks.on_resume(first_epoch)
+        if hooks.on_epoch is not None:
+            for row in epochs:
+                hooks.on_epoch(row)
     last_save = time.monotonic()
 
     def save_at(epoch: int, step: int, train_seconds: float) -> None:

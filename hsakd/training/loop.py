@@ -49,7 +49,6 @@ class LoopHooks:
     checkpoint_seconds: float = 600.0
     on_epoch: Callable[[EpochMetrics], None] | None = None
     should_stop: Callable[[], bool] | None = None
-    on_resume: Callable[[int], None] | None = None
     attempt: int = 1
 
 
@@ -257,8 +256,9 @@ def fit(
         epochs = [EpochMetrics(**row) for row in state["epochs"]]
         first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]
         torch.set_rng_state(state["rng_state"].cpu())
-        if hooks.on_resume is not None:
-            hooks.on_resume(max(first_epoch, 0))
+        if hooks.on_epoch is not None:
+            for row in epochs:
+                hooks.on_epoch(row)  # whoever listens now may not have heard of them
     losses = RunningLosses(stage_at(stages, first_epoch).objective.names, device)
     if state is not None:
         losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)

@@ -35,13 +35,14 @@ def run(
         raise RuntimeError("poisoned")
     position = folder / "position.json"
     done = json.loads(position.read_text()) if position.exists() else 0
-    for epoch in range(done, config.optim.epochs):
-        until = time.monotonic() + float(os.environ.get("STAND_IN_SECONDS", "0"))
-        while time.monotonic() < until:
+    hold = Path(os.environ.get("STAND_IN_HOLD", "no such file"))
+    for epoch in range(config.optim.epochs):
+        until = time.monotonic() + float(os.environ.get("STAND_IN_SECONDS", "0")) * (epoch >= done)
+        while time.monotonic() < until or hold.is_file():
             if should_stop is not None and should_stop():
                 raise TrialInterrupted(own_id)
             time.sleep(0.05)
-        position.write_text(json.dumps(epoch + 1))
+        position.write_text(json.dumps(max(done, epoch + 1)))
         if report is not None:
             report(row(config, epoch))
     epochs = [row(config, epoch) for epoch in range(config.optim.epochs)]

@@ -1,11 +1,15 @@
 """The commands as a user types them: bad input, plans, status."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hsakd.records import PlanEntry, ResultStore
+from sweeps.run_pairs import earlier_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,3 +83,38 @@ def test_a_dry_run_says_hours_makespan_disk_and_their_basis(tmp_path: Path) -> N
     assert "h on 16 GPUs (basis: an assumed" in result.stdout
     assert "GB of weights" in result.stdout
     assert "disk of --bank-dir: at most" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["run_pairs.py", "check_study.py", "pruning_report.py"])
+def test_a_journal_that_is_none_is_named_in_one_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / "studies.journal").write_text("not a journal\n{}\n")
+    arguments = ("--out", str(tmp_path), "--preset", "digits") if name == "run_pairs.py" else (str(tmp_path),)
+    result = command(name, *arguments)
+    assert result.returncode == 2
+    assert f"{tmp_path}/studies.journal can't be read" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "studies.journal").read_text() == "not a journal\n{}\n"
+
+
+def test_status_names_a_damaged_plan_and_a_sweep_sets_it_aside(tmp_path: Path) -> None:
+    (tmp_path / "plan.parquet").write_bytes(b"PAR1 cut")
+    result = command("status.py", str(tmp_path))
+    assert result.returncode == 2
+    assert "plan.parquet is not a readable Parquet file" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert earlier_plan(ResultStore(tmp_path)) == []
+    assert [path.name for path in (tmp_path / "set_aside").iterdir()] == [f"{tmp_path.name}-plan.parquet.0"]
+
+
+def test_a_watch_ends_quietly_with_an_interrupt(tmp_path: Path) -> None:
+    ResultStore(tmp_path).write_plan([PlanEntry(trial_id="a", purpose="report", method="KD", teacher="t", student="s", seed=0)])
+    assert "--every is 0.0; accepted" in command("status.py", str(tmp_path), "--watch", "--every", "0").stderr
+    line = [sys.executable, str(ROOT / "sweeps" / "status.py"), str(tmp_path), "--watch", "--every", "0.2"]
+    watch = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    seen = 0
+    while seen < 2:
+        seen += watch.stdout.readline().startswith("all lines")
+    watch.send_signal(signal.SIGINT)
+    _, errors = watch.communicate(timeout=60)
+    assert (watch.returncode, errors) == (1, "")

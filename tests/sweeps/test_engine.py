@@ -1,15 +1,32 @@
 """Parts of the engine that need no cluster: its temporary folder, what it reserves for a trial, what it says of a node."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from sweeps.engine import LONGEST_ROOT, resources_of, temporary_folder
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from sweeps import packing
+from sweeps.check_study import differences
+from sweeps.cli import SweepOptions
+from sweeps.engine import (
+    EPOCH_JSON,
+    LONGEST_ROOT,
+    EngineOptions,
+    Nodes,
+    ScheduleSearcher,
+    Searcher,
+    resources_of,
+    temporary_folder,
+)
 from sweeps.fitness import TOKEN_FILE, Expected, node_problem, present_versions
+from sweeps.schedule import Schedule
 
 
 def test_a_killed_drivers_temporary_folder_is_deleted_and_a_living_ones_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +62,87 @@ def test_a_node_with_another_version_or_folder_is_not_fit(tmp_path: Path) -> Non
     assert problem == f"torch is {versions['torch']}; the driver has 1.0.0"
     assert "is not the driver's folder" in node_problem(Expected(out=tmp_path, token="other", versions=tuple(versions.items())))
     assert "is not the driver's folder" in node_problem(Expected(out=tmp_path / "no", token="words", versions=tuple(versions.items())))
+
+
+def searcher_of(
+    out: Path, *, methods: tuple[str, ...] = ("Student",), gpus: int = 2, present: float = 1, **changes: object
+) -> ScheduleSearcher:
+    """Ray's view of a small sweep, without Ray: `present` GPUs are there."""
+    store = ResultStore(out)
+    sweep = SweepOptions(out=out, preset="digits", pairs=("resnet14-resnet8_half",), methods=methods, trials=2, epochs=3)
+    options = EngineOptions(out=out, gpus=gpus, **changes)  # type: ignore[arg-type]
+    nodes = Nodes(options, print)
+    nodes.fit = {"node": {"GPU": present}}
+    return ScheduleSearcher(Schedule(sweep, store, lambda config: store.finished(config.trial_id)), options, nodes, print)
+
+
+def test_a_trial_that_waits_for_a_place_is_not_started_when_its_time_has_passed(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path, time_limit_seconds=1000.0)
+    assert searcher.suggest("a") is not None
+    assert searcher.suggest("b") is None
+    held = searcher.held
+    assert held is not None
+    searcher.options = replace(searcher.options, started=time.monotonic() - 999)
+    searcher.on_trial_complete("a", {"outcome": "interrupted"})
+    assert searcher.suggest("c") in (None, Searcher.FINISHED)
+    assert held.trial_id not in searcher.schedule.running
+    assert searcher.held is None
+
+
+def test_a_stop_file_that_somebody_else_put_there_ends_the_sweep_as_a_signal_does(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path)
+    assert searcher.suggest("a") is not None
+    searcher.on_trial_complete("a", {"outcome": "interrupted"})
+    assert searcher.schedule.is_stopping
+    assert not searcher.schedule.failed
+    assert not searcher.schedule.running
+
+
+def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_path: Path) -> None:
+    """The checkpoint's epochs are reported again, so the second driver's record has them; the study has each once."""
+
+    def row(trial_id: str, epoch: int) -> dict[str, object]:
+        metrics = EpochMetrics(
+            trial_id=trial_id, epoch=epoch, learning_rate=0.1, loss=1.0, loss_terms={"task": 1.0}, top1_val=10.0 + epoch, train_seconds=2.0
+        )
+        return {EPOCH_JSON: json.dumps(asdict(metrics))}
+
+    def asked(searcher: ScheduleSearcher) -> str:
+        for number in range(20):
+            name = f"t{number}"
+            assert searcher.suggest(name) is not None
+            own_id = searcher.trial_ids[name]
+            config = searcher.schedule.configs[own_id]
+            if config.role == "student" and config.data.validation_fraction > 0:
+                return name
+            store = searcher.schedule.store
+            store.write_trial(TrialRecord.of(config, status="complete", epochs_done=3, has_weights=False), [])
+            searcher.on_trial_complete(name, {"outcome": "complete"})
+        raise AssertionError("no search trial was started")
+
+    first = searcher_of(tmp_path, methods=("HSAKD-tuned",), present=2)
+    name = asked(first)
+    own_id = first.trial_ids[name]
+    assert not first.on_epoch(name, row(own_id, 0))
+    second = searcher_of(tmp_path, methods=("HSAKD-tuned",), present=2)
+    name = asked(second)
+    assert second.trial_ids[name] == own_id
+    for epoch in (0, 1):
+        second.on_epoch(name, row(own_id, epoch))
+    second.pruned.add(own_id)
+    second.on_trial_complete(name, {})
+    store = second.schedule.store
+    record = store.read_trial(own_id)
+    assert record is not None
+    assert (record.status, record.epochs_done, record.train_seconds) == ("pruned", 2, 4.0)
+    assert [epoch.top1_val for epoch in store.read_epochs(own_id)] == [10.0, 11.0]
+    assert differences(store) == []
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("50000 100000", 1), ("100000 100000", 1), ("garbage", None)])
+def test_a_containers_share_of_the_cores_bounds_the_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int | None
+) -> None:
+    monkeypatch.setattr(packing, "CPU_QUOTA", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(quota)
+    assert packing.num_cores() == (len(os.sched_getaffinity(0)) if cores is None else cores)

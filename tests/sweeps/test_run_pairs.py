@@ -1,6 +1,7 @@
 """The main command as users run it, with real Ray: completion, repetition, faults, and what it says of bad input."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hsakd.records import ResultStore
+from sweeps.engine import Unfit, check_address
 
 SMALL = ("--pairs", "resnet14-resnet8_half", "--trials", "2")
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,17 @@ def test_bad_input_is_refused_with_status_2_and_writes_nothing(tmp_path: Path) -
 def test_gpus_are_refused_where_the_cluster_has_none(tmp_path: Path) -> None:
     sentence = refused("--out", str(tmp_path / "new"), "--preset", "digits", "--gpus", "16")
     assert "--gpus is 16, but the cluster has no GPU" in sentence
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])
+def test_an_address_where_nothing_answers_is_refused_at_once(address: str) -> None:
+    with pytest.raises(Unfit, match=f"--address is {re.escape(address)}, where nothing answers"):
+        check_address(address)
+
+
+def test_an_address_where_nothing_answers_is_one_sentence(tmp_path: Path) -> None:
+    sentence = refused("--out", str(tmp_path / "new"), "--preset", "digits", "--address", "127.0.0.1:1")
+    assert "accepted: the HOST:PORT of a Ray cluster's head" in sentence
 
 
 def test_missing_data_are_named_with_where_and_how(tmp_path: Path) -> None:

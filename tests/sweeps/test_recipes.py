@@ -50,6 +50,10 @@ def test_the_kubernetes_manifest_fits_its_schema_and_a_wrong_one_does_not() -> N
         (("spec", "backofLimit"), 1),
         (("spec", "rayClusterSpec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
         (("apiVersion",), "ray.io/v1alpha1"),
+        (("metadata", "name"), "8-pairs"),  # the operator wants a DNS label of RFC 1035: a letter first
+        (("spec", "submissionMode"), "InteractiveMode"),  # which the operator refuses with retries
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0, "maxReplicas"), 2**31),
+        (("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "containers"), []),
     ):
         wrong = deepcopy(manifest)
         place = wrong

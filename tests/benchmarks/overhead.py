@@ -1,7 +1,7 @@
 """The engine's own cost with real Ray: no-op trials at 4 slots. `python tests/benchmarks/overhead.py [TRIALS [fresh]]`.
 
-Driver CPU time per trial and per report, the driver's memory growth, and seconds per trial in reused workers; `fresh` gives each trial a
-process of its own, as sweeps other than the digits preset do.
+Driver CPU time per trial and per report, the driver's memory growth, the growth of Ray's temporary folder, and seconds per trial in
+reused workers; `fresh` gives each trial a process of its own, as sweeps other than the digits preset do.
 """
 
 import json
@@ -29,6 +29,11 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def folder_bytes(*folders: Path) -> int:
+    """The size of all files below, a page or more each."""
+    return sum(-(-path.stat().st_size // 4096) * 4096 for folder in folders for path in folder.rglob("*") if path.is_file())
+
+
 def measure(num_trials: int, num_reports: int, *, reuses_workers: bool) -> dict[str, float]:
     """Run no-op trials on a cluster of one node with `SLOTS` CPUs; return what the driver spent."""
     os.environ.update(
@@ -51,9 +56,16 @@ def measure(num_trials: int, num_reports: int, *, reuses_workers: bool) -> dict[
         schedule = Schedule(options, store, lambda config: store.finished(config.trial_id), lines=lines)
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": SLOTS, "object_store_memory": 80 * 2**20})
         ends: list[tuple[float, int]] = []
+        sizes: list[int] = []
+
+        def note(_: str) -> None:
+            ends.append((time.monotonic(), resident_bytes()))
+            if len(ends) in (num_trials // 2, num_trials):
+                sizes.append(folder_bytes(Path(cluster.head_node.get_session_dir_path()), *out.glob(".tune-*")))
+
         engine = EngineOptions(out=out, address=cluster.address, run="noop_trials:run", reuses_workers=reuses_workers)
         before = resource.getrusage(resource.RUSAGE_SELF)
-        run_schedule(schedule, engine, lambda _: ends.append((time.monotonic(), resident_bytes())))
+        run_schedule(schedule, engine, note)
         after = resource.getrusage(resource.RUSAGE_SELF)
         cluster.shutdown()
         assert schedule.is_complete
@@ -65,6 +77,8 @@ def measure(num_trials: int, num_reports: int, *, reuses_workers: bool) -> dict[
         "seconds_per_trial_after_the_first": (last[0] - first[0]) * SLOTS / (num_trials - SLOTS),
         "driver_resident_mb": last[1] / 2**20,
         "driver_growth_kb_per_trial": (last[1] - middle[1]) / 1024 / (num_trials / 2),
+        "temporary_mb": sizes[-1] / 2**20,
+        "temporary_growth_kb_per_trial": (sizes[-1] - sizes[0]) / 1024 / (num_trials / 2),
     }
 
 

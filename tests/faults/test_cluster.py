@@ -16,54 +16,60 @@ from sweeps.check_study import differences
 
 TUNED = ("--pairs", "resnet14-resnet8_half", "--seeds", "2", "--epochs", "3", "--trials", "3")
 PLAIN = ("--pairs", "resnet14-resnet8_half", "--seeds", "3", "--epochs", "3", "--methods", "Student", "KD", "HSAKD*")
-pytestmark = pytest.mark.slow
-
-
-def table(out: Path) -> bytes:
-    """What the table is made of, HSAKD-tuned apart."""
-    store = ResultStore(out)
-    plan = [entry for entry in store.read_plan() if entry.purpose in ("report", "teacher", "backbone") and entry.method != "HSAKD-tuned"]
-    records = {entry.trial_id: store.read_trial(entry.trial_id) for entry in plan}
-    rows = [
-        (e.method, e.teacher, e.student, e.seed, e.trial_id, r.status, r.top1_last) for e in plan if (r := records[e.trial_id]) is not None
-    ]
-    assert len(rows) == len(plan)
-    return json.dumps(sorted(rows)).encode()
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds that only a busy machine needs
 
 
 def placements(out: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in sorted(out.glob("placements/*.json"))]
 
 
-def wait_until(happened: Callable[[], object], seconds: float = 240) -> None:
+def wait_until(happened: Callable[[], object], seconds: float = 500) -> None:
     limit = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < limit, "nothing happened"
         time.sleep(0.1)
 
 
-def end(driver, seconds: float = 400) -> str:
+def end(driver, seconds: float = 800) -> str:
     output, errors = driver.communicate(timeout=seconds)
     assert driver.returncode == 0, output + errors
     return output + errors
 
 
-def test_a_killed_node_and_one_that_joins_late(nodes, tmp_path: Path) -> None:
+def test_a_killed_node_and_one_that_joins_late(nodes, table_one, tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    os.environ["STAND_IN_HOLD"] = str(hold)  # for the nodes' workers: no trial ends while this file is there
     first = nodes.add(gpus=2)
     undisturbed = tmp_path / "undisturbed"
     end(nodes.start(undisturbed, *TUNED, "--gpus", "4"))
     out = tmp_path / "out"
-    driver = nodes.start(out, *TUNED, "--gpus", "4")
+    hold.touch()
+    driver = nodes.start(out, *TUNED, "--gpus", "4", "--max-failures", "5")  # a slow machine may lose a trial's new attempt, too
     wait_until(lambda: placements(out))
     late = nodes.add(gpus=2)
     wait_until(lambda: len({place["node"] for place in placements(out)}) == 2)
     nodes.kill(first)
+    hold.unlink()
     output = end(driver)
     assert "the cluster has 2 of 4 GPUs; more are used as nodes join" in output
     assert "the cluster has 4 GPUs now" in output
-    assert table(out) == table(undisturbed)
+    assert table_one(out) == table_one(undisturbed)
     assert differences(ResultStore(out)) == []
     assert late is not None
+
+
+def test_a_node_of_cpus_that_joins_late_gets_work(nodes, tmp_path: Path) -> None:
+    hold = tmp_path / "hold"
+    hold.touch()
+    os.environ["STAND_IN_HOLD"] = str(hold)
+    nodes.add(gpus=0, cpus=1)
+    out = tmp_path / "out"
+    driver = nodes.start(out, *PLAIN, "--gpus", "0")
+    wait_until(lambda: placements(out))
+    nodes.add(gpus=0, cpus=1)
+    wait_until(lambda: len({place["node"] for place in placements(out)}) == 2)
+    hold.unlink()
+    assert "the cluster has 2 CPUs now" in end(driver)
 
 
 def test_out_of_memory_is_tried_again_alone_and_a_second_one_is_recorded(nodes, tmp_path: Path) -> None:
@@ -89,7 +95,7 @@ def test_a_trial_without_memory_even_alone_is_recorded_and_the_sweep_ends_with_s
     out = tmp_path / "out"
     arguments = ("--pairs", "resnet14-resnet8_half", "--seeds", "2", "--methods", "Student", "--gpus", "1", "--trials-per-gpu", "2")
     driver = nodes.start(out, *arguments, run="stand_in_trials:out_of_memory")
-    output, errors = driver.communicate(timeout=300)
+    output, errors = driver.communicate(timeout=800)
     assert driver.returncode == 1, output + errors
     assert "TrialOutOfMemory" in errors
     store = ResultStore(out)
@@ -131,7 +137,7 @@ def test_a_node_that_does_not_see_the_result_folder_gets_no_trials(nodes, tmp_pa
     )
     try:
         try:
-            wait_until(lambda: len(nodes.names()) == 3 or blind.poll() is not None, 120)
+            wait_until(lambda: len(nodes.names()) == 3 or blind.poll() is not None, 300)
             if blind.poll() is not None:
                 pytest.skip("a folder can't be hidden from a process here (no right to mount)")
             output = end(nodes.start(out, *PLAIN, "--gpus", "2"))
@@ -151,7 +157,7 @@ def test_a_time_limit_starts_nothing_that_cannot_reach_a_checkpoint(nodes, tmp_p
     nodes.add(gpus=1)
     out = tmp_path / "out"
     driver = nodes.start(out, *arguments, "--time-limit", "0:00:35")
-    output, errors = driver.communicate(timeout=200)
+    output, errors = driver.communicate(timeout=500)
     assert driver.returncode == 130, output + errors
     assert "no time left for a trial to reach a checkpoint" in output or "the time limit is reached" in output
     assert "go on with: python" in output
@@ -166,7 +172,7 @@ def test_a_group_interrupt_of_a_driver_leaves_the_cluster_and_goes_on(nodes, tmp
     driver = nodes.start(out, *TUNED, "--gpus", "2")
     wait_until(lambda: list(out.glob("trials/*.parquet")))
     driver.send_signal(signal.SIGINT)
-    output, errors = driver.communicate(timeout=200)
+    output, errors = driver.communicate(timeout=500)
     assert driver.returncode == 130, output + errors
     assert "go on with: python" in output
     assert not list(out.glob(".tune-*"))

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def command(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(ROOT / "sweeps" / name), *arguments], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(ROOT / "sweeps" / name), *arguments], env=environment, capture_output=True, text=True, timeout=400
     )
 
 

@@ -1,9 +1,9 @@
 """Result folders as one frame: the work-list joined with its trials, and cells of mean±std (n) made from it."""
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.compact import PARTITIONS, Generation, Small, current, read_part, read_trial_file, small_files
+from analysis.compact import PARTITIONS, Generation, Small, current, read_epoch_file, read_part, read_trial_file, small_files
+from analysis.configurations import facts_of, setting_of
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
 from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
 
 T = TypeVar("T")
 READ_ATTEMPTS = 8  # compactions that may overtake one reader
+SHOWN_IDS = 5  # of trials that a sentence is about
 SELECTIONS = {"last": "top1_last", "val": "top1_at_best_val", "best-test": "top1_best_test"}
 METHODS = ("Teacher", "Teacher*", "Student", "KD", "HSAKD", "HSAKD*", "HSAKD-tuned")
 TRIAL_COLUMNS = [
@@ -34,6 +36,7 @@ PAIRS = (  # the order of the paper's Table 1
     ("wrn_40_2", "shufflenet_v1"),
     ("resnet32x4", "shufflenet_v2"),
 )
+CELL_COLUMNS = ["trial_id", "seed", "teacher_seed", "status", "error", "diverged_step", "config_json"]
 _PLAN_KEY = ["trial_id", "purpose", "method", "teacher", "student", "seed", "teacher_seed", "study", "study_number"]
 
 
@@ -58,45 +61,55 @@ class Results:
             chosen = chosen[chosen["purpose"] == purpose]
         return chosen if study is None else chosen[chosen["study"] == study]
 
+    def by_folder(self, trial_ids: Sequence[str]) -> list[tuple[Path, list[str]]]:
+        """Return where the trials' rows that tables show come from: another folder may have another result of the same trial."""
+        wanted = self.trials[self.trials["trial_id"].isin(list(trial_ids))]
+        return [(self.folders[cast(int, number)], sorted(group)) for number, group in wanted.groupby("folder")["trial_id"]]
+
     def full_rows(self, trial_ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return every column of the trials asked for, from wherever they are stored."""
-        wanted, found = set(trial_ids), dict[str, dict[str, Any]]()
-        for folder in self.folders:
-            for trial_id in sorted(wanted - set(found)):
+        found = dict[str, dict[str, Any]]()
+        for folder, wanted in self.by_folder(trial_ids):
+            for trial_id in wanted:
                 path = folder / "trials" / f"{trial_id}.parquet"
                 if path.exists():
                     try:
                         found[trial_id] = read_trial_file(path, TRIAL_SCHEMA.names).to_pylist()[0]
                     except ValueError:
                         continue
-            table = _merged_rows(folder, "trials", sorted(wanted - set(found)), TRIAL_SCHEMA.names, self.notes)
+            table = _merged_rows(folder, "trials", sorted(set(wanted) - set(found)), TRIAL_SCHEMA.names, self.notes)
             found |= {row["trial_id"]: row for row in table.to_pylist()}
         return [found[trial_id] for trial_id in sorted(found)]
 
     def epochs(self, trial_ids: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
         """Return `trial_id`, `epoch` and `columns` of the epochs of some trials; nothing else is read."""
         names = list(dict.fromkeys(["trial_id", "epoch", *columns]))
-        wanted, parts = set(trial_ids), list[pa.Table]()
-        for folder in self.folders:
-            for trial_id in sorted(wanted):
+        schema = pa.schema([EPOCH_SCHEMA.field(name) for name in names])
+        told, lost, parts = set[str](), set[str](), [schema.empty_table()]
+        for folder, of_folder in self.by_folder(trial_ids):
+            wanted = set(of_folder)
+            for trial_id in of_folder:
                 path = folder / "epochs" / f"{trial_id}.parquet"
                 if path.exists():
                     try:
-                        parts.append(pq.read_table(path, columns=names))
+                        parts.append(read_epoch_file(path, schema))
                         wanted.discard(trial_id)
-                    except (pa.ArrowException, OSError):
-                        self.notes.append(f"{folder.name}/epochs/{path.name} is not readable Parquet; its curve is left out.")
+                    except ValueError as error:
+                        self.notes.append(f"{folder.name}/{error}; its curve is left out.")
+                        told.add(trial_id)
             parts.append(_merged_rows(folder, "epochs", sorted(wanted), names, self.notes))
-            wanted -= set(parts[-1]["trial_id"].to_pylist())
-        schema = pa.schema([EPOCH_SCHEMA.field(name) for name in names])
-        table = pa.concat_tables([part.select(names).cast(schema) for part in parts]) if parts else schema.empty_table()
-        return cast(pd.DataFrame, table.to_pandas()).drop_duplicates(["trial_id", "epoch"], keep="last").sort_values(["trial_id", "epoch"])
+            lost |= wanted - set(parts[-1]["trial_id"].to_pylist())
+        ran = self.trials.loc[self.trials["epochs_done"].fillna(0) > 0, "trial_id"]
+        if unseen := sorted((lost - told) & set(ran)):
+            self.notes.append(f"Without epochs that can be read, so in no curve: {_listed(unseen)}.")
+        frame = cast(pd.DataFrame, pa.concat_tables(parts).to_pandas())
+        return frame.drop_duplicates(["trial_id", "epoch"], keep="last").sort_values(["trial_id", "epoch"])
 
 
 def load(folders: Sequence[Path]) -> Results:
     """Read and merge result folders; what can't be read becomes a note. Raises ValueError for a folder that does not exist."""
     notes: list[str] = []
-    plans, trials, broken = [], [], set[str]()
+    plans, trials, broken, without_plan = [], [], set[str](), set[str]()
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"RUNS is {str(folder)!r}; accepted: result folders, made by sweeps/run_pairs.py --out")
@@ -108,9 +121,20 @@ def load(folders: Sequence[Path]) -> Results:
             notes.append(f"{folder.name} holds no plan and no trials.")
         elif not plans[-1].num_rows:
             notes.append(f"{folder.name} has {table.num_rows} trials but no readable plan.parquet, so no table knows what they are for.")
-    frame = _merge_trials(pa.concat_tables(trials), notes)
+            without_plan |= set(table["trial_id"].to_pylist())
+    numbered = [table.append_column("folder", pa.array([number] * len(table), pa.int64())) for number, table in enumerate(trials)]
+    frame = _merge_trials(pa.concat_tables(numbered), notes)
     plan = _merge_plans(pa.concat_tables(plans).to_pandas())
+    unplanned = sorted(set(frame["trial_id"]) - set(plan["trial_id"]) - without_plan)
+    if unplanned:
+        notes.append(f"In no line of the plan (another command planned it), so in no table: {_listed(unplanned)}.")
     return Results(folders=tuple(folders), trials=frame, entries=_join(plan, frame, broken), notes=notes)
+
+
+def _listed(trial_ids: Sequence[str]) -> str:
+    """Return "2 trials (a, b)", of many the first."""
+    more = ", ..." if len(trial_ids) > SHOWN_IDS else ""
+    return f"{len(trial_ids)} trial{'s' if len(trial_ids) > 1 else ''} ({', '.join(trial_ids[:SHOWN_IDS])}{more})"
 
 
 def _merge_plans(plan: pd.DataFrame) -> pd.DataFrame:
@@ -131,12 +155,19 @@ def _read_plan(folder: Path, notes: list[str]) -> pa.Table:
     try:
         table = pq.read_table(path)
         if table.schema.equals(PLAN_SCHEMA) and pc.all(pc.equal(table["schema_version"], 1)).as_py() is not False:
-            return table.replace_schema_metadata(PLAN_SCHEMA.metadata)
-        entries = read_rows(path, PlanEntry)
-        return pa.Table.from_pylist([{name: getattr(entry, name) for name in PLAN_SCHEMA.names} for entry in entries], schema=PLAN_SCHEMA)
+            table = table.replace_schema_metadata(PLAN_SCHEMA.metadata)
+        else:
+            rows = [{name: getattr(entry, name) for name in PLAN_SCHEMA.names} for entry in read_rows(path, PlanEntry)]
+            table = pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
     except (ValueError, pa.ArrowException, OSError) as error:
         notes.append(f"{folder.name}/plan.parquet can't be used: {str(error).splitlines()[0]}.")
         return PLAN_SCHEMA.empty_table()
+    whole = table.filter(pc.invert(reduce(pc.or_, (pc.is_null(table[name]) for name in PLAN_SCHEMA.names if name != "study_number"))))
+    if whole.num_rows < table.num_rows:
+        broken = table.num_rows - whole.num_rows
+        what = "1 line with an empty field; it is" if broken == 1 else f"{broken} lines with an empty field; they are"
+        notes.append(f"{folder.name}/plan.parquet has {what} left out.")
+    return whole
 
 
 def _generation(folder: Path, notes: list[str]) -> Generation | None:
@@ -178,7 +209,7 @@ def _merged_rows(folder: Path, kind: str, trial_ids: Sequence[str], columns: Seq
                 parts.append(read_part(path, empty.schema, pc.field("trial_id").isin(list(trial_ids))))
             except FileNotFoundError:
                 raise
-            except (pa.ArrowException, OSError):
+            except (pa.ArrowException, OSError, ValueError):
                 broken.append(f"{folder.name}/compacted: {kind}/{digit}.parquet is not readable; what only it holds is left out.")
         return parts, broken
 
@@ -194,7 +225,7 @@ def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
     empty = schema.empty_table()
 
     def read_merged(generation: Generation) -> tuple[list[pa.Table], dict[str, Small], list[str]]:
-        files, merged, broken = small_files(folder / "trials"), [empty], []
+        files, merged, broken, known = small_files(folder / "trials"), [empty], [], set[str]()
         fresh = dict[str, list[str]]()  # by first digit: the trials whose small file is as it was, or gone
         for name, at in generation.index.items():
             if name not in files or (files[name].mtime_ns, files[name].size) == at:
@@ -205,12 +236,11 @@ def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
                 table = read_part(path, schema)
             except FileNotFoundError:
                 raise
-            except (pa.ArrowException, OSError):
+            except (pa.ArrowException, OSError, ValueError):
                 broken.append(f"{folder.name}/compacted/{path.name} is not readable; its trials are read from their small files.")
-                fresh.pop(digit, None)
                 continue
             merged.append(table.filter(pc.is_in(table["trial_id"], pa.array(fresh.get(digit, []), pa.string()))))
-        known = {name for names in fresh.values() for name in names}
+            known.update(merged[-1]["trial_id"].to_pylist())
         return merged, {name: file for name, file in files.items() if name not in known}, broken
 
     found = _while_current(folder, notes, read_merged)
@@ -246,61 +276,18 @@ def _merge_trials(table: pa.Table, notes: list[str]) -> pd.DataFrame:
 
 
 def _join(plan: pd.DataFrame, trials: pd.DataFrame, broken: set[str]) -> pd.DataFrame:
-    own = trials.drop(columns=["seed"]).rename(columns={"config_json": "trial_config_json"})
+    own = trials.drop(columns=["seed", "folder"]).rename(columns={"config_json": "trial_config_json"})
     entries = plan.drop(columns=["schema_version"]).merge(own, on="trial_id", how="left")
     waiting = entries["status"].isna()
     entries["status"] = entries["status"].mask(waiting, "waiting").mask(waiting & entries["trial_id"].isin(broken), "unreadable")
     known = entries["trial_config_json"].fillna("")
     entries["config_json"] = known.where(known != "", entries["config_json"].fillna(""))
     entries = entries.drop(columns=["trial_config_json"])
-    facts = pd.DataFrame([_facts(text) for text in entries["config_json"]], index=entries.index, columns=list(_facts("")))
+    facts = pd.DataFrame([facts_of(text) for text in entries["config_json"]], index=entries.index, columns=list(facts_of("")))
     entries["dataset"] = entries["dataset"].fillna(facts["config_dataset"])
     entries = pd.concat([entries, facts], axis=1)
     order = ["teacher", "student", "study", "purpose", "method", "seed", "teacher_seed", "study_number", "trial_id"]
     return entries.sort_values(order, kind="stable").reset_index(drop=True)
-
-
-def _without_teacher(config_json: str) -> dict[str, Any]:
-    """Parse a configuration without its teacher (two thirds of it, and the last of its sorted keys); empty where it can't be parsed."""
-    head, found, _ = config_json.partition(',"teacher":')
-    for text in (head + "}" if found else "", config_json):
-        try:
-            return cast(dict[str, Any], json.loads(text))
-        except ValueError:  # the cut was inside a backbone: the whole text
-            continue
-    return {}
-
-
-def _facts(config_json: str) -> dict[str, Any]:
-    """Return what tables ask of a configuration, as columns."""
-    config = _without_teacher(config_json)
-    data, optim, objective = config.get("data", {}), config.get("optim", {}), config.get("objective", {})
-    taps = config.get("taps")
-    return {
-        "config_dataset": data.get("dataset", ""),
-        "validation_fraction": data.get("validation_fraction", 0.0),
-        "few_shot_ratio": data.get("few_shot_ratio", 1.0),
-        "train_subset": data.get("train_subset"),
-        "image_size": data.get("image_size"),
-        "num_rotations": config.get("num_rotations", 4),
-        "epochs": optim.get("epochs"),
-        "learning_rate": optim.get("learning_rate"),
-        "temperature": objective.get("temperature"),
-        "weights": dict(objective.get("terms", [])),
-        "branch_weights": tuple(objective.get("branch_weights") or ()),
-        "taps": "all" if taps is None else "+".join(f"c{tap}" for tap in taps) or "none",
-    }
-
-
-def setting_of(config_json: str) -> str:
-    """Return a configuration without its seeds: trials of one cell must agree in it."""
-
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: strip(item) for name, item in value.items() if name != "seed"}
-        return value
-
-    return json.dumps(strip(json.loads(config_json)), sort_keys=True) if config_json else ""
 
 
 def pairs_of(entries: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -329,44 +316,57 @@ def format_summary(summary: Summary, planned: int | None = None) -> str:
     return f"{summary.mean:.2f}{spread} ({count})"
 
 
+def where(pair: tuple[str, str, str], row: str) -> str:
+    """Return how a note names the place of a row and pair."""
+    return f"{row}, {pair[1]} → {pair[2]}"
+
+
 def make_cell(
-    entries: pd.DataFrame, *, selection: str, where: str, notes: list[str], force: bool = False, column: str | None = None
+    entries: pd.DataFrame | None, *, selection: str, where: str, notes: list[str], force: bool = False, column: str | None = None
 ) -> Cell:
     """Return one cell from the entries of its seeds; sentences on what is missing or refused go to `notes`."""
-    entries = entries.drop_duplicates(["trial_id", "seed", "teacher_seed"])  # a trial not yet known has no id
-    if entries.empty:
+    column = column or SELECTIONS[selection]
+    if entries is None or entries.empty:
         return Cell(text="-")
-    done = entries[entries["status"] == "complete"]
-    for entry in entries[~entries["status"].isin(["complete", "waiting"])].to_dict("records"):
-        step = f" at step {entry['diverged_step']:.0f}" if pd.notna(entry.get("diverged_step")) else ""
-        error = f": {entry['error']}" if isinstance(entry.get("error"), str) and entry["error"] else ""
+    places: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for entry in records_of(entries[[*CELL_COLUMNS, column]]):
+        places.setdefault((entry["trial_id"], entry["seed"], entry["teacher_seed"]), entry)  # a trial not yet known has no id
+    rows = list(places.values())
+    done = [entry for entry in rows if entry["status"] == "complete"]
+    ids = tuple(entry["trial_id"] for entry in done)
+    others = [entry for entry in rows if entry["status"] not in ("complete", "waiting")]
+    for entry in others:
+        step = f" at step {entry['diverged_step']:.0f}" if pd.notna(entry["diverged_step"]) else ""
+        error = f": {entry['error']}" if isinstance(entry["error"], str) and entry["error"] else ""
         notes.append(f"{where}, seed {entry['seed']}: {str(entry['status']).replace('_', ' ')}{step}{error} (trial {entry['trial_id']}).")
-    num_waiting = int((entries["status"] == "waiting").sum())
+    num_waiting = len(rows) - len(done) - len(others)
     if num_waiting:
-        notes.append(f"{where}: {num_waiting} of {len(entries)} trials not finished yet.")
-    if done.empty:
-        other = entries.loc[entries["status"] != "waiting", "status"]
-        text = (
-            "waiting"
-            if other.empty
-            else ("failed" if set(other) == {"failed"} else f"failed: {', '.join(sorted(set(other)))}".replace("_", " "))
-        )
+        notes.append(f"{where}: {num_waiting} of {len(rows)} trials not finished yet.")
+    if not done:
+        states = {str(entry["status"]) for entry in others}
+        text = "waiting" if not states else "failed" if states == {"failed"} else f"failed: {', '.join(sorted(states))}".replace("_", " ")
         return Cell(text=text, n=0)
-    settings = {setting_of(text) for text in done["config_json"]}
+    settings = {setting_of(entry["config_json"]) for entry in done}
     mark = ""
     if len(settings) > 1:
         if not force:
             notes.append(f"{where}: refused, its {len(done)} trials have {len(settings)} different settings (--force averages them).")
-            return Cell(text="refused", trial_ids=tuple(done["trial_id"]))
+            return Cell(text="refused", trial_ids=ids)
         notes.append(f"{where}: forced, averages {len(settings)} different settings (marked !).")
         mark = " !"
-    values = done[column or SELECTIONS[selection]].astype(float).dropna()
-    if values.empty:
-        notes.append(f"{where}: the trials have no number for the selection {selection!r}.")
-        return Cell(text=f"no {selection}", trial_ids=tuple(done["trial_id"]))
-    summary = summarize(values.to_list())
-    ids = tuple(done.loc[values.index, "trial_id"])
-    return Cell(text=format_summary(summary, len(entries)) + mark, mean=summary.mean, std=summary.std, n=summary.n, trial_ids=ids)
+    values = {entry["trial_id"]: float(entry[column]) for entry in done if pd.notna(entry[column])}
+    if len(values) < len(done):
+        what = "the trials have" if not values else f"{len(done) - len(values)} of {len(done)} complete trials have"
+        notes.append(f"{where}: {what} no number for the selection {selection!r}.")
+    if not values:
+        return Cell(text=f"no {selection}", trial_ids=ids)
+    summary = summarize(list(values.values()))
+    return Cell(text=format_summary(summary, len(rows)) + mark, mean=summary.mean, std=summary.std, n=summary.n, trial_ids=tuple(values))
+
+
+def by_row(entries: pd.DataFrame, pairs: Sequence[tuple[str, str, str]]) -> dict[tuple[tuple[str, str, str], str], pd.DataFrame]:
+    """Return the entries of each place of a table: by pair and row."""
+    return {(pair, str(method)): group for pair in pairs for method, group in for_pair(entries, pair).groupby("method")}
 
 
 def for_pair(entries: pd.DataFrame, pair: tuple[str, str, str]) -> pd.DataFrame:

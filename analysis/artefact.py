@@ -7,10 +7,14 @@ the plan has none.
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TypeVar
 
 from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 
 class NothingToShow(Exception):
@@ -38,6 +42,19 @@ class Drawing:
     caption: str
     figure: Figure
     trial_ids: tuple[str, ...] = ()
+
+
+def each(studies: Iterable[str], make: Callable[[str], list[T]]) -> list[T]:
+    """Return what `make` makes of the studies that the plan has; raises NotAsked (the first's) where it has none."""
+    made, reasons = list[T](), list[NotAsked]()
+    for study in studies:
+        try:
+            made += make(study)
+        except NotAsked as reason:
+            reasons.append(reason)
+    if not made and reasons:
+        raise reasons[0]
+    return made
 
 
 def discover(package: ModuleType) -> list[ModuleType]:

@@ -4,29 +4,23 @@ from typing import Any
 
 import numpy as np
 
-from analysis.aggregate import Results, for_pair, make_cell, pair_label, pairs_of
+from analysis.aggregate import Results, pair_label
 from analysis.artefact import Drawing, NothingToShow, Options
 from analysis.drawing import COLOURS, HATCHES, new_figure
-from analysis.studies import Order, arms_of, published_arms
+from analysis.studies import Order, published_arms, study_rows
 
 MOST_FLAT_LABELS = 6
 
 
-def draw_bars(results: Results, options: Options, *, study: str, published: str, title: str, order: Order) -> list[Drawing]:
+def draw_bars(results: Results, options: Options, *, study: str, published: str | None, title: str, order: Order) -> list[Drawing]:
     """Return one drawing with a panel per pair; error bars are sample stds."""
-    arms = arms_of(results, study, order)
-    entries = results.rows(purpose="report", study=study)
-    pairs = pairs_of(entries)
+    rows = study_rows(results, options, study)
+    arms, pairs = rows.arms(order), rows.pairs
     is_crowded = len(arms) > MOST_FLAT_LABELS
     figure, axes = new_figure(len(pairs), height=4.0 if is_crowded else 3.4)
     ids: list[str] = []
     for panel, pair in zip(axes, pairs, strict=True):
-        cells = [
-            make_cell(
-                for_pair(entries[entries["method"] == arm], pair), selection=options.selection, where=arm, notes=[], force=options.force
-            )
-            for arm in arms
-        ]
+        cells = [rows.cell(pair, arm) for arm in arms]
         theirs = published_arms(published, pair)
         places = np.arange(len(arms))
         width = 0.4 if theirs else 0.7

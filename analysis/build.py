@@ -35,7 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     out = parsed.out or parsed.runs[0] / "tables"
     try:
         results = load(parsed.runs)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out is {str(out)!r}, which can't be written ({error.strerror}); accepted: a folder") from error
         names, tables, notes = build(results, Options(selection=parsed.selection, force=parsed.force), out)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

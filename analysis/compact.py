@@ -14,15 +14,19 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
+from analysis.configurations import check
 from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, STATUSES, TRIAL_SCHEMA, replacing
 
 INDEX_SCHEMA = pa.schema([("trial_id", pa.string()), ("mtime_ns", pa.int64()), ("size", pa.int64())])
-REQUIRED = {"trial_id", "status", "network", "dataset", "seed", "config_json"}
+REQUIRED = ("config_json", "dataset", "network", "seed", "status", "trial_id")
+ACCURACIES = tuple(name for name in TRIAL_SCHEMA.names if name.startswith(("top1", "top5", "peer_top1")))
 PARTITIONS = "0123456789abcdef"  # by the first digit of the trial id: a reader of few trials opens few files
 ROWS_PER_GROUP = 24_000  # 100 trials of 240 epochs: what is read for one learning curve
 
@@ -52,7 +56,10 @@ def small_files(folder: Path) -> dict[str, Small]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.endswith(".parquet") and not entry.name.startswith("."):
-                status = entry.stat()
+                try:
+                    status = entry.stat(follow_symlinks=Path(entry.path).exists())  # a link to nothing is a file that can't be read
+                except FileNotFoundError:  # set aside meanwhile
+                    continue
                 found[entry.name.removesuffix(".parquet")] = Small(path=Path(entry.path), mtime_ns=status.st_mtime_ns, size=status.st_size)
     return dict(sorted(found.items()))
 
@@ -63,13 +70,16 @@ def current(run: Path) -> Generation | None:
     for _ in range(3):  # a compaction may replace the generation while we read it
         if not pointer.exists():
             return None
-        name = pointer.read_text().strip()
+        name = pointer.read_text(errors="replace").strip()
         folder = pointer.parent / name
         try:
-            columns = pq.read_table(folder / "index.parquet", schema=INDEX_SCHEMA).to_pydict()
+            index = pq.read_table(folder / "index.parquet", schema=INDEX_SCHEMA)
+            if any(column.null_count for column in index.columns):
+                raise pa.ArrowInvalid("index.parquet is not an index")
+            columns = index.to_pydict()
         except FileNotFoundError:
             continue
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{run.name}/compacted/{name} is not readable ({error}); the small files are read instead") from error
         return Generation(
             folder=folder, index=dict(zip(columns["trial_id"], zip(columns["mtime_ns"], columns["size"], strict=True), strict=True))
@@ -78,17 +88,32 @@ def current(run: Path) -> Generation | None:
 
 
 def read_part(path: Path, schema: pa.Schema, filters: pc.Expression | None = None) -> pa.Table:
-    """Return the rows of a merged file in `schema`; a column that an older version did not have is null.
+    """Return the rows of a file in `schema`; a column that an older version did not have is null.
 
     Raises:
         FileNotFoundError: a compaction has replaced the file meanwhile.
         ArrowException, OSError: it is not readable.
+        ValueError: it is of an unknown schema version, or foreign.
     """
     with pq.ParquetFile(path) as file:
+        version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"").decode()
+        if version not in ("", str(SCHEMA_VERSION)):
+            raise ValueError(f"has schema_version {version}; accepted: {SCHEMA_VERSION}")
         names = [name for name in schema.names if name in file.schema_arrow.names]
-    table = pq.read_table(path, columns=names, filters=filters)
-    columns = [table[field.name].cast(field.type) if field.name in names else pa.nulls(len(table), field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
+        if "trial_id" not in names:
+            raise ValueError("has no column trial_id")
+        table = file.read(columns=names) if filters is None else None
+    if table is None:
+        table = pq.read_table(path, columns=names, filters=filters)
+    return pa.Table.from_arrays([_column(table, field) for field in schema], schema=schema)
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    """Return a column in the type of this version, null where the table does not have it."""
+    if field.name not in table.column_names:
+        return pa.chunked_array([pa.nulls(len(table), field.type)])
+    column = table[field.name]
+    return column if column.type == field.type else column.cast(field.type)
 
 
 def read_trial_file(path: Path, columns: list[str]) -> pa.Table:
@@ -97,36 +122,82 @@ def read_trial_file(path: Path, columns: list[str]) -> pa.Table:
     Raises:
         ValueError: the file is cut or foreign, of an unknown schema version, or its row is broken.
     """
-    wanted = pa.schema([TRIAL_SCHEMA.field(name) for name in columns])
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            missing = sorted(REQUIRED - set(names))
+            missing = [name for name in REQUIRED if name not in names]
             if missing:
                 raise ValueError(f"{path.parent.name}/{path.name} has no column {missing[0]}; it is not a trial's file")
-            read = list(dict.fromkeys([*columns, "trial_id", "status", "schema_version"]))
-            table = file.read(columns=[name for name in read if name in names])
+            table = file.read()  # faster than a choice of columns: a trial's row is small
         if table.num_rows != 1:
             raise ValueError(f"{path.parent.name}/{path.name} has {table.num_rows} rows; a trial's file has 1")
-        version = table["schema_version"][0].as_py() if "schema_version" in table.column_names else SCHEMA_VERSION
+        table = pa.Table.from_arrays([_column(table, field) for field in TRIAL_SCHEMA], schema=TRIAL_SCHEMA)
+        row = table.to_pylist()[0]
+        version = row["schema_version"] if "schema_version" in names else SCHEMA_VERSION
         if version != SCHEMA_VERSION:
             raise ValueError(f"{path.parent.name}/{path.name} has schema_version {version}; accepted: {SCHEMA_VERSION}")
-        if table["trial_id"][0].as_py() != path.stem or table["status"][0].as_py() not in STATUSES:
-            raise ValueError(f"{path.parent.name}/{path.name} has a broken row (its id or its status is not valid)")
-        return pa.Table.from_arrays(
-            [table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(1, field.type) for field in wanted],
-            schema=wanted,
-        )
+        if (fault := _fault(row, path.stem)) is not None:
+            raise ValueError(f"{path.parent.name}/{path.name} has a broken row ({fault})")
+        return table.select(columns)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is not readable Parquet (cut or half-written)") from error
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    why = f"can't be opened ({error.strerror})" if isinstance(error, PermissionError) else "is not readable Parquet (cut or half-written)"
+    return f"{path.parent.name}/{path.name} {why}"
+
+
+def _fault(row: dict[str, Any], trial_id: str) -> str | None:
+    """Return what is wrong with a trial's row, or None: tables rely on what is checked here."""
+    if row["trial_id"] != trial_id or row["status"] not in STATUSES:
+        return "its id or its status is not valid"
+    if (missing := next((name for name in REQUIRED if row[name] is None), None)) is not None:
+        return f"{missing} is missing"
+    for name in ACCURACIES:
+        if row[name] is not None and not 0 <= row[name] <= 100:
+            return f"{name} is {row[name]}; accepted: 0 to 100"
+    try:
+        check(row["config_json"])
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def read_epoch_file(path: Path, schema: pa.Schema) -> pa.Table:
+    """Return the columns of `schema` of one trial's epochs.
+
+    Raises:
+        ValueError: the file is cut or foreign, of an unknown schema version, or of another trial.
+    """
+    try:
+        table = read_part(path, schema)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+    except ValueError as error:
+        raise ValueError(f"{path.parent.name}/{path.name} {error}") from error
+    if set(table["trial_id"].to_pylist()) - {path.stem} or table["epoch"].null_count:
+        raise ValueError(f"{path.parent.name}/{path.name} has the epochs of another trial")
+    return table
 
 
 def compact(run: Path) -> tuple[int, list[str]]:
     """Merge all readable small files of `run`; return how many trials the new generation has, and a sentence per file left out."""
     if not (run / "trials").is_dir():
         raise ValueError(f"RUN is {str(run)!r}; accepted: a result folder with a trials/ folder")
+    try:
+        (run / "compacted").mkdir(exist_ok=True)
+        with FileLock(run / "compacted" / ".lock", timeout=0):
+            return _compact(run)
+    except Timeout as error:
+        raise ValueError(f"RUN is {str(run)!r}, in which another compaction is at work; accepted: wait for it to end") from error
+    except OSError as error:
+        raise ValueError(f"RUN is {str(run)!r}, in which compacted/ can't be written ({error.strerror or error})") from error
+
+
+def _compact(run: Path) -> tuple[int, list[str]]:
     pointer = run / "compacted" / "CURRENT"
-    previous = pointer.read_text().strip() if pointer.exists() else ""
+    previous = pointer.read_text(errors="replace").strip() if pointer.exists() else ""
     folder = run / "compacted" / uuid.uuid4().hex[:12]
     (folder / "trials").mkdir(parents=True)
     (folder / "epochs").mkdir()
@@ -167,9 +238,9 @@ def _trial_tables(files: dict[str, Small], notes: list[str]) -> Iterator[tuple[s
 def _epoch_tables(files: dict[str, Small], notes: list[str]) -> Iterator[tuple[str, Small, pa.Table]]:
     for trial_id, file in files.items():
         try:
-            yield trial_id, file, pq.read_table(file.path, schema=EPOCH_SCHEMA)
-        except (pa.ArrowException, OSError):
-            notes.append(f"epochs/{file.path.name} is not readable Parquet; it stays a small file.")
+            yield trial_id, file, read_epoch_file(file.path, EPOCH_SCHEMA)
+        except ValueError as error:
+            notes.append(f"{error}; it stays a small file.")
 
 
 def _merge(target: Path, schema: pa.Schema, tables: Iterable[tuple[str, Small, pa.Table]]) -> dict[str, Small]:

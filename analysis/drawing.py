@@ -1,6 +1,7 @@
 """How figures look and are saved: colours and hatches that survive print and colour blindness, and the same bytes each time."""
 
 import io
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,14 +18,14 @@ def marker_of(number: int) -> str:
     return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
 
 
-def new_figure(num_panels: int = 1, *, height: float = 3.4, width: float = 4.6) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `num_panels` axes, two in a row."""
+def new_figure(num_panels: int = 1, *, height: float = 3.4, width: float = 4.6, grid: Literal["x", "y"] = "y") -> tuple[Figure, list[Axes]]:
+    """Return a figure with `num_panels` axes, two in a row, and grid lines at the ticks of one axis."""
     columns = min(2, num_panels)
     rows = -(-num_panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = [figure.add_subplot(rows, columns, index + 1) for index in range(num_panels)]
     for panel in axes:
-        panel.grid(axis="y", color="#dddddd", linewidth=0.6)
+        panel.grid(axis=grid, color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, axes

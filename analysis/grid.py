@@ -3,47 +3,41 @@
 from collections.abc import Callable
 from typing import Any
 
-from analysis.aggregate import SELECTIONS, Results, for_pair, pair_label, pairs_of, records_of
-from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
+from analysis.aggregate import Results, pair_label
+from analysis.artefact import Drawing, NothingToShow, Options
 from analysis.drawing import COLOURS, LINES, MARKERS, new_figure
-from analysis.inference import summarize
+from analysis.studies import study_rows
 
 
 def draw_grid(
     results: Results, options: Options, *, study: str, title: str, value_of: Callable[[dict[str, Any]], dict[str, float]]
 ) -> list[Drawing]:
     """Return the drawing; `value_of` an entry says at which place of which panels it stands."""
-    entries = results.rows(purpose="report", study=study)
-    if entries.empty:
-        raise NotAsked(f"Figure {study}: the folder's plan has none of its trials.")
-    column = SELECTIONS[options.selection]
-    entries = entries[(entries["status"] == "complete") & entries[column].notna()]
-    if entries.empty:
+    rows = study_rows(results, options, study)
+    places = {arm: value_of(entry) for arm, entry in rows.first.items()}
+    panels = sorted({name for values in places.values() for name in values})
+    shown = {place: cell for place, cell in rows.cells.items() if cell.mean is not None}
+    if not shown:
         raise NothingToShow(f"Figure {study}: the folder has no complete trial of the study.")
-    pairs = pairs_of(entries)
-    panels = sorted({name for entry in records_of(entries) for name in value_of(entry)})
     if not panels:
         raise NothingToShow(f"Figure {study}: no trial varies one number alone.")
     figure, axes = new_figure(len(panels))
+    pairs = [pair for pair in rows.pairs if any(place[0] == pair for place in shown)]
     for panel, name in zip(axes, panels, strict=True):
         for i, pair in enumerate(pairs):
-            found: dict[float, list[float]] = {}
-            for entry in records_of(for_pair(entries, pair)):
-                values = value_of(entry)
-                if name in values:
-                    found.setdefault(float(values[name]), []).append(float(entry[column]))
-            places = sorted(place for place in found if place > 0)
-            summaries = [summarize(found[place]) for place in places]
+            mine = [(places[arm].get(name, 0.0), cell) for (own, arm), cell in shown.items() if own == pair]
+            points = sorted((place, cell.mean or 0.0, cell.std or 0.0) for place, cell in mine if place > 0)
             look: dict[str, Any] = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "linestyle": LINES[i % 4]}
-            means, stds = [item.mean for item in summaries], [item.std or 0.0 for item in summaries]
-            panel.errorbar(places, means, yerr=stds, capsize=3, markersize=4, linewidth=1.2, label=pair_label(pair, pairs), **look)
+            look |= {"capsize": 3, "markersize": 4, "linewidth": 1.2}
+            xs, means, stds = zip(*points, strict=True) if points else ((), (), ())
+            panel.errorbar(xs, means, yerr=stds, label=pair_label(pair, rows.pairs), **look)
         panel.set_xscale("log")
-        ticks = sorted({value_of(entry)[name] for entry in records_of(entries) if value_of(entry).get(name, 0) > 0})
+        ticks = sorted({places[arm][name] for _, arm in shown if places[arm].get(name, 0) > 0})
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panel.minorticks_off()
         panel.set_xlabel(name)
         panel.set_ylabel(f"test accuracy (per cent, {options.selection})")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2)
-    ids = tuple(sorted(set(entries["trial_id"])))
+    ids = tuple(sorted({trial_id for cell in shown.values() for trial_id in cell.trial_ids}))
     caption = f"{title}. Points: mean over seeds; error bars: sample std."
     return [Drawing(name=study.replace("-", "_"), title=title, caption=caption, figure=figure, trial_ids=ids)]

@@ -54,7 +54,8 @@ img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .notes { font-size: .88rem; padding-left: 1.2rem; } sup a { margin-left: .15rem; text-decoration: none; }
 details { border-bottom: 1px solid var(--line); padding: .3rem 0; } details:target { background: var(--soft); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .5rem; font-size: .8rem; }
-code, .notes li, summary { overflow-wrap: anywhere; }
+h1, code, .notes li, summary { overflow-wrap: anywhere; } nav a { display: inline-block; padding: .3rem 1.2rem .3rem 0; }
+@media (max-width: 40rem) { h1 { font-size: 1.2rem; } .sortable tbody th { white-space: normal; min-width: 7rem; } }
 """
 _SCRIPT = """
 for (const table of document.querySelectorAll('table.sortable')) {
@@ -69,7 +70,10 @@ for (const table of document.querySelectorAll('table.sortable')) {
       head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
       const body = table.tBodies[0];
       const key = row => row.cells[index].dataset.sort ?? row.cells[index].textContent;
-      const order = (a, b) => (isNaN(key(a)) || isNaN(key(b))) ? key(a).localeCompare(key(b)) : key(a) - key(b);
+      const isText = text => text.trim() === '' || isNaN(text);  // numbers first, then text, whose numbers count as numbers
+      const compare = (a, b) => isText(a) !== isText(b) ? isText(a) - isText(b)
+        : isText(a) ? a.localeCompare(b, 'en', {numeric: true}) : a - b;
+      const order = (a, b) => compare(key(a), key(b));
       const rows = [...body.rows].sort(order);
       body.replaceChildren(...(down ? rows.reverse() : rows));
     });
@@ -105,10 +109,7 @@ def render(results: Results, tables: Sequence[Table], drawings: Sequence[tuple[D
         f"<style>{_STYLE}</style></head><body>",
         f"<h1>Results of {html.escape(names)}</h1><p>{len(results.trials)} trials on disk ({html.escape(counts) or 'none'}).",
         "Numbers link to their trials; column heads sort.</p>",
-        "".join(
-            f'<p><a href="#{anchor}">{text}</a></p>'
-            for anchor, text in (("tables", "Tables"), ("figures", "Figures"), ("trials", "Trials"))
-        ),
+        '<nav><a href="#tables">Tables</a><a href="#figures">Figures</a><a href="#trials">Trials</a></nav>',
     ]
     if notes:
         parts.append('<h2>What is missing</h2><ul class="notes">' + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
@@ -168,5 +169,5 @@ def _epoch(epoch: dict[str, Any]) -> str:
 def _indented(config_json: str) -> str:
     try:
         return json.dumps(json.loads(config_json), indent=1, sort_keys=True)
-    except ValueError:
+    except (ValueError, TypeError):
         return str(config_json)

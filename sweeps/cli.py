@@ -1,5 +1,6 @@
 """The one parser: options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -219,7 +220,12 @@ class AblationOptions(SweepOptions):
         _check("study", "nothing", len(self.study) > 0, "one or more names of studies")
         for name in ("temperatures", "weights", "ratios"):
             values = getattr(self, name)
-            _check(name, " ".join(map(str, values)) or "nothing", len(values) > 0 and min(values) > 0, "one or more numbers above 0")
+            _check(
+                name,
+                " ".join(map(str, values)) or "nothing",
+                len(values) > 0 and all(0 < value < math.inf for value in values),
+                "one or more numbers above 0",
+            )
             _check(name, " ".join(map(str, values)), len(set(values)) == len(values), "different numbers")
         _check("ratios", " ".join(map(str, self.ratios)), max(self.ratios) <= 1, "at most 1")
         _check("weights", " ".join(map(str, self.weights)), 1.0 in self.weights, "a grid with 1, the paper's, in it")

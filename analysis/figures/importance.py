@@ -21,17 +21,17 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     if not found:
         raise NothingToShow("Importance: no study has four complete trials that vary a parameter.")
     names = sorted({name for _, shares in found.values() for name in shares})
-    figure, (panel,) = new_figure(1, width=6.5)
     places, width = np.arange(len(found)), 0.8 / len(names)
+    figure, (panel,) = new_figure(1, width=6.5, height=1.4 + 0.16 * len(found) * (len(names) + 1), grid="x")
     for i, name in enumerate(names):
         shares = [value[1].get(name, 0.0) for value in found.values()]
         look: dict[str, Any] = {"color": COLOURS[i % 8], "hatch": HATCHES[i % 8], "edgecolor": "black", "linewidth": 0.8}
-        panel.bar(places + (i - (len(names) - 1) / 2) * width, shares, width, label=name, **look)
-    panel.set_xticks(places, list(found), fontsize=8)
-    panel.set_ylabel("share of the variance")
-    panel.set_ylim(0, 1.25)  # the legend's room is above 1
-    panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    panel.legend(fontsize=7, ncols=3, loc="upper center")
+        panel.barh(places + (i - (len(names) - 1) / 2) * width, shares, width, label=name, **look)
+    panel.set_yticks(places, list(found), fontsize=8)
+    panel.invert_yaxis()  # the first study and parameter on top
+    panel.set_xlabel("share of the variance")
+    panel.set_xlim(0, 1)
+    figure.legend(*panel.get_legend_handles_labels(), fontsize=7, ncols=3, loc="outside upper center")
     ids = tuple(sorted({trial.trial_id for study, _ in found.values() for trial in study.judged}))
     caption = "fANOVA over complete search trials (at most 100 a study, evenly thinned), on validation accuracy; rough with few trials."
     return [Drawing(name="importance", title="Importance of the parameters", caption=caption, figure=figure, trial_ids=ids)]

@@ -1,37 +1,39 @@
 """All placements of auxiliary classifiers, ordered by inclusion."""
 
 import itertools
+from collections.abc import Iterable
 
 from matplotlib import colormaps
 
-from analysis.aggregate import Results, for_pair, make_cell, pair_label, pairs_of
-from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
+from analysis.aggregate import Results, pair_label
+from analysis.artefact import Drawing, NothingToShow, Options, each
 from analysis.drawing import new_figure
-
-
-def _widest_level(arms: set[str]) -> int:
-    """Return how many placements have the same number of classifiers, at most."""
-    sizes = [0 if arm == "none" else arm.count("+") + 1 for arm in arms]
-    return max(sizes.count(size) for size in sizes)
+from analysis.studies import PLACEMENT_STUDIES, study_rows
 
 
 def draw(results: Results, options: Options) -> list[Drawing]:
-    """Return a panel per pair: a node per placement, its accuracy in it, a line where one classifier is added."""
-    entries = results.rows(purpose="report", study="aux-placement")
-    pairs = pairs_of(entries)
-    if not pairs:
-        raise NotAsked("Placement lattice: the folder's plan has no aux-placement trials.")
-    widest = max(_widest_level(set(for_pair(entries, pair)["method"])) for pair in pairs)
-    figure, axes = new_figure(len(pairs), height=3.8, width=max(4.6, 0.95 * widest))
+    """Return a drawing per objective, a panel per pair: a node per placement, its accuracy in it, a line where one classifier is added."""
+    return each(PLACEMENT_STUDIES, lambda study: _lattice(results, options, study))
+
+
+def _widest_level(arms: Iterable[str]) -> int:
+    """Return how many placements have the same number of classifiers, at most."""
+    sizes = [len(_node(arm)) for arm in arms]
+    return max(sizes.count(size) for size in sizes)
+
+
+def _node(arm: str) -> frozenset[str]:
+    return frozenset(() if arm == "none" else arm.split("+"))
+
+
+def _lattice(results: Results, options: Options, study: str) -> list[Drawing]:
+    rows = study_rows(results, options, study)
+    widest = max(_widest_level(arm for own, arm in rows.cells if own == pair) for pair in rows.pairs)
+    figure, axes = new_figure(len(rows.pairs), height=3.8, width=max(4.6, 0.95 * widest))
     ids: list[str] = []
-    for panel, pair in zip(axes, pairs, strict=True):
-        mine = for_pair(entries, pair)
-        nodes = {}
-        for arm, group in mine.groupby("method"):
-            cell = make_cell(group, selection=options.selection, where=str(arm), notes=[], force=options.force)
-            if cell.mean is not None:
-                nodes[frozenset(() if arm == "none" else str(arm).split("+"))] = cell
-                ids += cell.trial_ids
+    for panel, pair in zip(axes, rows.pairs, strict=True):
+        nodes = {_node(arm): cell for (own, arm), cell in rows.cells.items() if own == pair and cell.mean is not None}
+        ids += [trial_id for cell in nodes.values() for trial_id in cell.trial_ids]
         means = [cell.mean for cell in nodes.values() if cell.mean is not None]
         low, high = (min(means), max(means)) if means else (0.0, 1.0)
         places: dict[frozenset[str], tuple[float, int]] = {}
@@ -55,8 +57,10 @@ def draw(results: Results, options: Options) -> list[Drawing]:
         panel.set_xticks([])
         panel.grid(visible=False)
         panel.set_ylabel("auxiliary classifiers")
-        panel.set_title(pair_label(pair, pairs), fontsize=9)
+        panel.set_title(pair_label(pair, rows.pairs), fontsize=9)
     if not ids:
         raise NothingToShow("Placement lattice: no trial is complete.")
     caption = f"Test accuracy (per cent, {options.selection}) of each placement; brighter is better; a line leads to a superset."
-    return [Drawing(name="placement_lattice", title="Placement lattice", caption=caption, figure=figure, trial_ids=tuple(sorted(set(ids))))]
+    name = study.replace("aux-placement", "placement_lattice").replace("-", "_")
+    title = f"Placement lattice ({PLACEMENT_STUDIES[study]})"
+    return [Drawing(name=name, title=title, caption=caption, figure=figure, trial_ids=tuple(sorted(set(ids))))]

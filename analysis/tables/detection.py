@@ -6,8 +6,9 @@ from dataclasses import replace
 from analysis.aggregate import SELECTIONS, Results
 from analysis.artefact import Options
 from analysis.inference import Summary
-from analysis.studies import Pair, paper_order, published_arms, study_table
+from analysis.studies import paper_order, published_arms, study_table
 from analysis.table import Table
+from analysis.uniform import Pair
 
 STUDY, PUBLISHED = "detection", "table4_voc_detection"
 COLUMNS = {**SELECTIONS, "last": "map50_last", "best-test": "map50_best_test"}  # nothing is held out for a validation

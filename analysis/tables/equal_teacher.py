@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.aggregate import METHODS, SELECTIONS, Results, for_pair, pairs_of, reference, reported
+from analysis.aggregate import METHODS, SELECTIONS, Results, for_pair, pair_label, pairs_of, reference, reported
 from analysis.artefact import NotAsked, NothingToShow, Options
+from analysis.configurations import parsed
 from analysis.inference import wilcoxon
 from analysis.studies import gain, gain_cell
 from analysis.table import Cell, Table
@@ -22,21 +23,23 @@ def build(results: Results, options: Options) -> list[Table]:
     rows: list[tuple[Cell, ...]] = []
     gains: dict[tuple[str, str], list[float]] = {}
     is_asked = False
-    for pair in pairs_of(entries):
+    pairs = pairs_of(entries)
+    for pair in pairs:
         mine = for_pair(entries, pair)
-        for left, right in itertools.product([name for name in METHODS[::-1] if name.startswith("HSAKD")], sorted(set(mine["method"]))):
-            roots = [set(mine.loc[mine["method"] == name, "root"]) - {""} for name in (left, right)]
+        of_row = {str(method): group for method, group in mine.groupby("method")}
+        for left, right in itertools.product([name for name in METHODS[::-1] if name.startswith("HSAKD")], sorted(of_row)):
+            roots = [set(of_row[name]["root"]) - {""} if name in of_row else set() for name in (left, right)]
             if left == right or not roots[0] or roots[0] != roots[1]:
                 continue
             is_asked = True
-            found = gain(mine, left, right, SELECTIONS[options.selection])
+            found = gain(of_row[left], of_row[right], SELECTIONS[options.selection], force=options.force)
             if found is None:
                 continue
             gains.setdefault((left, right), []).append(found[0].value)
             p = "-" if found[0].p is None else f"{found[0].p:.3f}"
             rows.append(
                 (
-                    Cell(text=f"{pair[1]} → {pair[2]}"),
+                    Cell(text=pair_label(pair, pairs)),
                     Cell(text=f"{left} - {right}"),
                     gain_cell(found),
                     Cell(text=p),
@@ -52,7 +55,7 @@ def build(results: Results, options: Options) -> list[Table]:
             p_value = wilcoxon(values)
             mean = float(np.mean(values))
             cells = (
-                Cell(text=f"{mean:+.2f}", mean=mean),
+                Cell(text=f"{mean:+z.2f}", mean=mean),
                 Cell(text="-" if p_value is None else f"{p_value:.3f}"),
                 Cell(text="Wilcoxon over pairs"),
             )
@@ -64,7 +67,7 @@ def build(results: Results, options: Options) -> list[Table]:
 
 def _root(config_json: str) -> str:
     """Return the backbone that a student's teacher rests on: the frozen teacher and its backbone are one teacher."""
-    teacher: dict[str, Any] | None = json.loads(config_json).get("teacher") if config_json else None
+    teacher: dict[str, Any] | None = parsed(config_json).get("teacher")
     return "" if teacher is None else json.dumps(teacher.get("backbone") or teacher, sort_keys=True)
 
 

@@ -10,7 +10,8 @@ def build(results: Results, options: Options) -> list[Table]:
     """Return parameters and multiply-adds of every network of the work-list, at 32 px and 100 classes."""
     del options
     facts = network_table()
-    used = {str(name) for column in ("teacher", "student", "network") for name in results.entries[column].dropna()} & set(facts)
+    named = {str(name) for column in ("teacher", "student", "network") for name in results.entries[column].dropna().unique() if name}
+    used = named & set(facts)
     if not used:
         raise NothingToShow("Networks: the results name no known network.")
     rows = []
@@ -26,5 +27,7 @@ def build(results: Results, options: Options) -> list[Table]:
         texts = (f"{numbers[0]}", *(f"{number:.2f}" for number in numbers[1:]))
         rows.append((Cell(text=name), *(Cell(text=text, mean=float(number)) for text, number in zip(texts, numbers, strict=True))))
     columns = ("Network", "Classifiers", "Parameters (M)", "of c_1..c_L (M)", "Multiply-adds (M)", "of c_1..c_L (M) ")
-    notes = ("At 32 px, 100 classes, 4 rotations.",)
-    return [Table(name="networks", title="Networks", columns=columns, rows=tuple(rows), notes=notes)]
+    notes = ["At 32 px, 100 classes, 4 rotations."]
+    if others := sorted(named - used):
+        notes.append(f"Not in the package's table of networks, so without a row: {', '.join(others)}.")
+    return [Table(name="networks", title="Networks", columns=columns, rows=tuple(rows), notes=tuple(notes))]

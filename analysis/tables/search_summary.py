@@ -1,7 +1,8 @@
 """What each study found: its best setting, what mattered, what the paper's setting or one for all pairs gives away, and its cost."""
 
-from analysis.aggregate import Results, records_of, setting_of
+from analysis.aggregate import Results, records_of
 from analysis.artefact import NotAsked, Options
+from analysis.configurations import setting_of
 from analysis.one_setting import one_setting
 from analysis.search import Study, studies_of
 from analysis.table import Cell, Table

@@ -1,14 +1,12 @@
 """Table 1 of the paper: methods by pairs, the published rows beside the measured ones; and the comparison of the two."""
 
-import json
-
 import pandas as pd
 
-from analysis.aggregate import METHODS, Results, for_pair, make_cell, pair_label, pairs_of, reference, reported, setting_of
+from analysis.aggregate import METHODS, Results, by_row, make_cell, pair_label, pairs_of, reference, reported, where
 from analysis.artefact import NotAsked, Options
 from analysis.inference import Summary, holm, verdict, welch
 from analysis.table import Cell, Table
-from hsakd.config import TrialConfig
+from analysis.uniform import Pair, uniform
 
 PUBLISHED_N = 3  # runs behind a published mean ± std; their ddof is not published
 PUBLISHED_EPOCHS = 240
@@ -16,7 +14,6 @@ COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  #
 LATER = ("PKT", "DKD", "DIST", "ReviewKD", "LSKD")
 ONLINE = "HSSAKD (online)"
 ROWS = (*(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,))), ONLINE)
-Pair = tuple[str, str, str]
 
 
 def build(results: Results, options: Options) -> list[Table]:
@@ -30,10 +27,17 @@ def build(results: Results, options: Options) -> list[Table]:
     published = {pair: _published(pair) for pair in pairs}
     others = sorted({method for rows in published.values() for method in rows} - set(methods))
     notes: list[str] = []
-    entries, refused = _uniform(entries, pairs, options, notes)
+    entries, refused = uniform(entries, pairs, options, notes)
+    of_rows = by_row(entries, pairs)
     rows = []
     for method in methods:
-        cells = [refused.get((pair, method)) or _measured(entries, pair, method, options, notes) for pair in pairs]
+        cells = [
+            refused.get((pair, method))
+            or make_cell(
+                of_rows.get((pair, method)), selection=options.selection, where=where(pair, method), notes=notes, force=options.force
+            )
+            for pair in pairs
+        ]
         if any(cell.text != "-" for cell in cells):
             rows.append((Cell(text=method), *cells))
         if any(method in published[pair] for pair in pairs):
@@ -47,68 +51,8 @@ def build(results: Results, options: Options) -> list[Table]:
     about += _cost(results)
     columns = ("Method", *(pair_label(pair, pairs) for pair in pairs))
     tables = [Table(name="table1", title="Table 1: accuracy of the methods", columns=columns, rows=tuple(rows), notes=(*about, *notes))]
-    comparison = _comparison(entries, pairs, published, options)
+    comparison = _comparison(of_rows, pairs, published, options)
     return [*tables, comparison] if comparison is not None else tables
-
-
-def _uniform(
-    entries: pd.DataFrame, pairs: list[Pair], options: Options, notes: list[str]
-) -> tuple[pd.DataFrame, dict[tuple[Pair, str], Cell]]:
-    """Return the entries that may share their pair's column, and a "refused" cell for each row that may not.
-
-    The rows of a column must have been trained on the same data, and those of one teacher regime on the same teacher (seeds aside); what
-    most trials of the column have is right. With `force` nothing is refused, but the notes say it.
-    """
-    refused: dict[tuple[Pair, str], Cell] = {}
-    kept = entries
-    for pair in pairs:
-        mine = for_pair(entries, pair)
-        mine = mine[(mine["status"] == "complete") & (mine["config_json"] != "")]
-        facts = pd.DataFrame([_grounds(text) for text in mine["config_json"]], index=mine.index, columns=["data", "regime", "teacher"])
-        groups = [("the training data", "data", facts)]
-        groups += [(f"the {regime!s} teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
-        for what, column, group in groups:
-            counts = group[column].value_counts()
-            usual = max(sorted(counts.index), key=lambda value: counts[value], default="")
-            for name, odd in mine.loc[group.index[group[column] != usual]].groupby("method"):
-                method = str(name)
-                if len(odd) < (mine["method"] == method).sum():
-                    continue  # a row that differs within itself is refused by its own cell
-                where = f"{method}, {pair[1]} → {pair[2]}"
-                if options.force:
-                    notes.append(f"{where}: forced, {what} differs from the other rows of the column.")
-                else:
-                    notes.append(f"{where}: refused, {what} differs from the other rows of the column (--force shows it).")
-                    refused[pair, method] = Cell(text="refused", trial_ids=tuple(odd["trial_id"]))
-                    kept = kept.drop(index=kept.index.intersection(odd.index))
-    return kept, refused
-
-
-def _grounds(config_json: str) -> tuple[str, str, str]:
-    """Return what the rows of a column must share: the data, and under a teacher's regime its backbone's configuration, seeds aside."""
-    try:
-        config = TrialConfig.from_json(config_json).to_dict()  # with the neutral fields that an older version's text lacks
-    except ValueError:
-        config = json.loads(config_json)
-    data, teacher = json.dumps(config.get("data"), sort_keys=True), config.get("teacher")
-    if teacher is None:
-        return data, "", ""
-    root = teacher.get("backbone") or teacher
-    is_plain = root is not teacher or all(name != "ce_q" for name, _ in teacher["objective"]["terms"])
-    return data, "frozen" if is_plain else "joint", setting_of(json.dumps(root))
-
-
-def _measured(entries: pd.DataFrame, pair: Pair, method: str, options: Options, notes: list[str]) -> Cell:
-    mine = for_pair(entries[entries["method"] == method], pair)
-    where = f"{method}, {pair[1]} → {pair[2]}"
-    expected = pair[1] if method in ("Teacher", "Teacher*") else pair[2]
-    foreign = mine[mine["network"].notna() & (mine["network"] != expected)]
-    wrong_teacher = mine[mine["teacher_network"].fillna("").ne("") & (mine["teacher_network"] != pair[1]) & (expected == pair[2])]
-    if (len(foreign) or len(wrong_teacher)) and not options.force:
-        network = foreign["network"].iloc[0] if len(foreign) else f"teacher {wrong_teacher['teacher_network'].iloc[0]}"
-        notes.append(f"{where}: refused, the trials were trained with {network} (--force shows them).")
-        return Cell(text="refused", trial_ids=tuple(mine["trial_id"]))
-    return make_cell(mine, selection=options.selection, where=where, notes=notes, force=options.force)
 
 
 def _published(pair: Pair) -> dict[str, Summary]:
@@ -136,15 +80,18 @@ def published_cell(summary: Summary | None) -> Cell:
     return Cell(text=f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}"), mean=summary.mean, std=summary.std)
 
 
-def _comparison(entries: pd.DataFrame, pairs: list[Pair], published: dict[Pair, dict[str, Summary]], options: Options) -> Table | None:
+def _comparison(
+    of_rows: dict[tuple[Pair, str], pd.DataFrame], pairs: list[Pair], published: dict[Pair, dict[str, Summary]], options: Options
+) -> Table | None:
     lines = []
     for pair in pairs:
         for method, summary in published[pair].items():
-            mine = for_pair(entries[entries["method"] == method], pair)
-            cell = _measured(entries, pair, method, Options(selection="best-test", force=options.force), [])
-            if cell.mean is None or cell.n is None:
+            mine = of_rows.get((pair, method))
+            cell = make_cell(mine, selection="best-test", where="", notes=[], force=options.force)
+            if mine is None or cell.mean is None or cell.n is None:
                 continue
-            protocol = set(zip(mine["epochs"].dropna(), mine["train_subset"].isna(), strict=False))
+            done = mine[mine["status"] == "complete"]
+            protocol = set(zip(done["epochs"], done["train_subset"].isna(), strict=True))
             lines.append((pair, method, summary, cell, welch(Summary(mean=cell.mean, std=cell.std, n=cell.n), summary), protocol))
     if not lines:
         return None
@@ -153,8 +100,8 @@ def _comparison(entries: pd.DataFrame, pairs: list[Pair], published: dict[Pair, 
     for (pair, method, summary, cell, difference, protocol), p in zip(lines, corrected, strict=True):
         same = method in ("Teacher", "Teacher*") or protocol == {(PUBLISHED_EPOCHS, True)}
         judged = (verdict(difference) or "none (no std)") if same else f"none (not {PUBLISHED_EPOCHS} epochs on all data)"
-        interval = "-" if difference.low is None else f"[{difference.low:+.2f}, {difference.high:+.2f}]"
-        texts = [f"{difference.value:+.2f}", interval, _p(difference.p), _p(p), judged]
+        interval = "-" if difference.low is None else f"[{difference.low:+z.2f}, {difference.high:+z.2f}]"
+        texts = [f"{difference.value:+z.2f}", interval, _p(difference.p), _p(p), judged]
         values = [difference.value, None, difference.p, p, None]
         ends = [Cell(text=text, mean=value, trial_ids=cell.trial_ids) for text, value in zip(texts, values, strict=True)]
         rows.append((Cell(text=f"{pair[1]} → {pair[2]}"), Cell(text=method), published_cell(summary), cell, *ends))

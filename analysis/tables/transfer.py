@@ -3,8 +3,9 @@
 from analysis.aggregate import Results
 from analysis.artefact import Options
 from analysis.inference import Summary
-from analysis.studies import Pair, published_arms, study_table
+from analysis.studies import published_arms, study_table
 from analysis.table import Table
+from analysis.uniform import Pair
 
 
 def build(results: Results, options: Options) -> list[Table]:

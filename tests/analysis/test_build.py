@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from analysis.build import main
+from analysis.compact import compact
 
 Make = Callable[..., Any]
 
@@ -115,7 +117,7 @@ def spoil_epochs(run: Any) -> str:
     config = run.config(run.student, seed=0, taps=())
     path = run.root / "epochs" / f"{config.trial_id}.parquet"
     path.write_bytes(path.read_bytes()[:50])
-    return f"run/epochs/{path.name} is not readable Parquet; its curve is left out."
+    return f"run/epochs/{path.name} is not readable Parquet (cut or half-written); its curve is left out."
 
 
 def spoil_plan(run: Any) -> str:
@@ -132,16 +134,105 @@ def spoil_plan_version(run: Any) -> str:
     return "run/plan.parquet can't be used: plan.parquet has schema_version 7; accepted: 1."
 
 
+def set_column(path: Path, name: str, value: Any) -> None:
+    table = pq.read_table(path)
+    place = table.column_names.index(name)
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array([value], table.schema.field(place).type)), path)
+
+
+def spoil_configuration(run: Any) -> str:
+    path = sorted((run.root / "trials").iterdir())[0]
+    set_column(path, "config_json", '{"objective": 7}')
+    return f"run/trials/{path.name} has a broken row (its configuration can't be read); its trial counts as missing."
+
+
+def spoil_accuracy(run: Any) -> str:
+    path = sorted((run.root / "trials").iterdir())[0]
+    set_column(path, "top1_last", float("inf"))
+    return f"run/trials/{path.name} has a broken row (top1_last is inf; accepted: 0 to 100); its trial counts as missing."
+
+
+def empty_accuracy(run: Any) -> str:
+    set_column(run.root / "trials" / f"{run.config(run.student, seed=0, taps=()).trial_id}.parquet", "top1_last", None)
+    return "Student, wrn_40_2 → wrn_16_2: 1 of 3 complete trials have no number for the selection 'last'."
+
+
+def leave_a_link_to_nothing(run: Any) -> str:
+    path = sorted((run.root / "trials").iterdir())[0]
+    path.unlink()
+    path.symlink_to(run.root / "gone")
+    return f"run/trials/{path.name} is not readable Parquet (cut or half-written); its trial counts as missing."
+
+
+def add_a_foreign_file(run: Any) -> str:
+    pq.write_table(pa.table({"a": [1, 2]}), run.root / "trials" / "foreign.parquet")
+    return "run/trials/foreign.parquet has no column config_json; it is not a trial's file; its trial counts as missing."
+
+
+def swap_epochs(run: Any) -> str:
+    first, second = sorted((run.root / "epochs").iterdir())[:2]
+    shutil.copy(second, first)
+    return f"run/epochs/{first.name} has the epochs of another trial; its curve is left out."
+
+
+def spoil_epochs_version(run: Any) -> str:
+    path = sorted((run.root / "epochs").iterdir())[0]
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"schema_version": "9"}), path)
+    return f"run/epochs/{path.name} has schema_version 9; accepted: 1; its curve is left out."
+
+
+def lose_epochs(run: Any) -> str:
+    path = sorted((run.root / "epochs").iterdir())[0]
+    path.unlink()
+    return f"Without epochs that can be read, so in no curve: 1 trial ({path.stem})."
+
+
+def spoil_plan_line(run: Any) -> str:
+    path = run.root / "plan.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index("method")
+    methods = [None, *table["method"].to_pylist()[1:]]
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(methods, pa.string())), path)
+    return "run/plan.parquet has 1 line with an empty field; it is left out."
+
+
+def forget_a_line(run: Any) -> str:
+    path = run.root / "plan.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, table.num_rows - 1), path)
+    return f"In no line of the plan (another command planned it), so in no table: 1 trial ({table['trial_id'][-1].as_py()})."
+
+
+def spoil_index(run: Any) -> str:
+    compact(run.root)
+    (path,) = run.root.glob("compacted/*/index.parquet")
+    pq.write_table(pa.table({"a": [1]}), path)
+    return f"run/compacted/{path.parent.name} is not readable (index.parquet is not an index); the small files are read instead."
+
+
+def spoil_part(run: Any) -> str:
+    compact(run.root)
+    path = sorted(run.root.glob("compacted/*/trials/*.parquet"))[0]
+    pq.write_table(pa.table({"a": [1]}), path)
+    return f"run/compacted/{path.name} is not readable; its trials are read from their small files."
+
+
 def leave_nothing(run: Any) -> str:
     shutil.rmtree(run.root)
     run.root.mkdir()
     return "run holds no plan and no trials."
 
 
-@pytest.mark.parametrize("spoil", [spoil_trial, spoil_row, spoil_version, spoil_epochs, spoil_plan, spoil_plan_version, leave_nothing])
+SPOILERS = (spoil_trial, spoil_row, spoil_version, spoil_configuration, spoil_accuracy, empty_accuracy, leave_a_link_to_nothing)
+SPOILERS += (add_a_foreign_file, spoil_epochs, swap_epochs, spoil_epochs_version, lose_epochs, spoil_plan, spoil_plan_version)
+SPOILERS += (spoil_plan_line, forget_a_line, spoil_index, spoil_part, leave_nothing)
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
 def test_what_cannot_be_read_is_a_sentence_in_the_output_and_in_the_report(
-    folder: Make, capsys: pytest.CaptureFixture[str], spoil: Callable[[Any], str]
+    folder: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], str]
 ) -> None:
+    monkeypatch.setattr("analysis.build.rendered", lambda *_: b"<svg/>")  # pictures are slow and not what is read here
     run = folder(dataset="digits")
     run.pair()
     run.write()

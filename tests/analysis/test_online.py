@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.build import main
-from analysis.tables.table1 import _grounds
+from analysis.uniform import grounds
 from hsakd.config import DataConfig, TrialConfig
 from sweeps.worklist import ONLINE_OBJECTIVE
 
@@ -29,4 +29,4 @@ def test_rows_of_an_older_version_share_a_column_with_newer_ones() -> None:
     config = TrialConfig(network="resnet20", data=DataConfig(dataset="digits"))
     older = json.loads(config.to_json())
     del older["data"]["folder"]
-    assert _grounds(json.dumps(older)) == _grounds(config.to_json())
+    assert grounds(json.dumps(older)) == grounds(config.to_json())

@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, browser
+from filelock import FileLock
 from scipy import stats
 
 from analysis.aggregate import load
 from analysis.build import main
 from analysis.compact import compact
+from analysis.compact import main as compact_main
 from analysis.inference import Summary, holm, paired, summarize, verdict, welch
 
 Make = Callable[..., Any]
@@ -74,6 +75,19 @@ def test_the_report_in_a_browser_has_no_errors_sorts_links_and_fits_a_phone_in_l
         assert page.evaluate(column) == sorted(before) != before
         page.click("#table-temperature thead th:nth-child(2) button")
         assert page.evaluate(column) == sorted(before, reverse=True)
+        page.evaluate(
+            "document.querySelector('#table-table1 tbody').append(...['10', '-', '9', 'b 10', 'b 9'].map(text => {"
+            " const row = document.querySelector('#table-table1 tbody tr').cloneNode(true);"
+            " row.cells[1].removeAttribute('data-sort'); row.cells[1].textContent = text; row.className = 'added'; return row; }))"
+        )
+        page.click("#table-table1 thead th:nth-child(2) button")
+        assert page.evaluate("[...document.querySelectorAll('tr.added')].map(row => row.cells[1].textContent)") == [
+            "9",
+            "10",
+            "-",
+            "b 9",
+            "b 10",
+        ]
         page.click("#table-temperature tbody td a")
         page.wait_for("location.hash.startsWith('#trial-') && document.querySelector(location.hash).open")
         opened = page.evaluate("document.querySelector(location.hash).innerText")
@@ -118,6 +132,7 @@ from pathlib import Path
 from analysis.aggregate import load
 run, expected, stop = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 reads = 0
+Path(sys.argv[4]).touch()
 while not stop.exists() or reads == 0:
     results = load([run])
     found = results.trials["trial_id"]
@@ -134,18 +149,28 @@ def test_a_reader_in_another_process_sees_every_trial_once_while_compactions_run
     run = folder()
     run.pair()
     run.studies()
-    expected, stop = len(list((run.write() / "trials").iterdir())), tmp_path / "stop"
-    command = [sys.executable, "-c", READER, str(run.root), str(expected), str(stop)]
+    expected, stop, ready = len(list((run.write() / "trials").iterdir())), tmp_path / "stop", tmp_path / "ready"
+    command = [sys.executable, "-c", READER, str(run.root), str(expected), str(stop), str(ready)]
     reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end, compactions = time.monotonic() + 6, 0
-    while time.monotonic() < end and reader.poll() is None:
+    compactions_while_read = 0
+    while compactions_while_read < 5 and reader.poll() is None:
+        is_reading = ready.exists()
         compact(run.root)
-        compactions += 1
+        compactions_while_read += is_reading
     stop.touch()
     output, errors = reader.communicate(timeout=120)
     assert reader.returncode == 0, errors
     assert int(output) >= 1
-    assert compactions >= 2
+
+
+def test_a_second_compaction_waits_for_the_first_to_end(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder()
+    run.pair()
+    compact(run.write())
+    with FileLock(run.root / "compacted" / ".lock"):
+        assert compact_main([str(run.root)]) == 2
+    assert "in which another compaction is at work; accepted: wait for it to end" in capsys.readouterr().err
+    assert compact_main([str(run.root)]) == 0
 
 
 def test_a_compaction_that_dies_before_its_rename_changes_nothing(folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:

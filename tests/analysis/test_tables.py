@@ -1,5 +1,6 @@
 """What tables refuse, mark and count: columns of unlike rows, confirmations, one setting for all pairs, costs, LaTeX."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +38,55 @@ def test_a_row_with_another_teacher_is_refused_in_the_column_unless_forced(folde
     assert main([str(run.root), "--force"]) == 0
     assert cell(run.root / "tables/table1.csv", "SSKD")["text"] == "90.00 ± 0.00 (2)"
     assert "forced, the frozen teacher differs" in (run.root / "tables/table1.md").read_text()
+
+
+def test_an_arm_with_another_teacher_is_refused_in_its_studys_column_and_has_no_gain(folder: Make) -> None:
+    run = folder(dataset="digits")
+    _, _, joint = run.teachers()
+    other = replace(joint, optim=replace(joint.optim, epochs=2, milestones=()))
+    terms = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
+    for temperature, teacher in ((1.0, joint), (3.0, joint), (5.0, other)):
+        for seed in range(2):
+            config = run.config(run.student, terms=terms, teacher=teacher, temperature=temperature, seed=seed)
+            run.add(config, "report", f"temperature={temperature:g}", 70.0 + temperature + seed, study="temperature")
+    assert main([str(run.write())]) == 0
+    row = pd.read_csv(run.root / "tables/temperature.csv").query("row == 'temperature=5'")["text"].tolist()
+    assert row == ["refused", "-"]
+    assert "temperature=5, wrn_40_2 → wrn_16_2: refused, the joint teacher differs" in (run.root / "tables/report.html").read_text()
+    assert main([str(run.root), "--force"]) == 0
+    row = pd.read_csv(run.root / "tables/temperature.csv").query("row == 'temperature=5'")["text"].tolist()
+    assert row == ["75.50 ± 0.71 (2)", "+2.00 [+2.00, +2.00]"]
+
+
+def test_a_trial_of_another_student_is_refused(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    run.add(run.config("resnet20", taps=()), "report", "Odd", 99.0)
+    assert main([str(run.write())]) == 0
+    assert cell(run.root / "tables/table1.csv", "Odd")["text"] == "refused"
+    assert "Odd, wrn_40_2 → wrn_16_2: refused, trained with resnet20 (--force shows it)" in (run.root / "tables/table1.md").read_text()
+
+
+def test_networks_without_a_row_in_the_table_of_networks_are_named(folder: Make) -> None:
+    run = folder(dataset="digits", teacher="timm/resnet34")
+    run.pair(seeds=1)
+    assert main([str(run.write())]) == 0
+    assert "without a row: timm/resnet34." in (run.root / "tables/networks.md").read_text()
+
+
+def test_two_folders_with_different_results_of_one_trial_are_a_sentence(folder: Make, tmp_path: Path, capsys: Any) -> None:
+    for name, top1 in (("one", 70.0), ("two", 80.0)):
+        run = folder(name, dataset="digits")
+        run.add(run.config(run.student, taps=()), "report", "Student", top1)
+        run.write()
+    assert main([str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "out")]) == 0
+    sentence = "is complete in several folders with different results; the last finished is shown."
+    assert sentence in capsys.readouterr().out
+    report = (tmp_path / "out/report.html").read_text()
+    assert sentence in report
+    shown = cell(tmp_path / "out/table1.csv", "Student")["mean"]
+    assert f'<th scope="row">top1_last</th><td>{shown}</td>' in report  # the trial that the number links to says the same
+    assert f"epoch 3: loss 0.25, top1_test {shown * (1 - math.exp(-4)):.4g}" in report
 
 
 def test_a_row_on_other_data_is_refused_in_the_column(folder: Make) -> None:

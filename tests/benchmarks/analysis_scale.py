@@ -1,91 +1,125 @@
 """How long tables take at scale: `python tests/benchmarks/analysis_scale.py [--trials 100000] [--epochs 240] [--small 2000]`.
 
 Writes synthetic trials (real configurations, invented accuracies) straight into a compacted generation, and `--small` of them as
-small files in a second folder; then times `analysis/build.py` on both, each in its own process, with its peak memory.
+small files in a second folder; then times `analysis/build.py` on both, each in its own process, with its peak memory: first all tables,
+then the rest of the build.
 """
 
 import argparse
 import dataclasses
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.aggregate import PAIRS
 from analysis.compact import INDEX_SCHEMA, PARTITIONS, ROWS_PER_GROUP, compact
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.network_table import network_table
 from hsakd.records import EPOCH_SCHEMA, TRIAL_SCHEMA, PlanEntry, ResultStore, TrialRecord
 
 MEASURE = """
 import resource, sys, time
 start = time.perf_counter()
-from analysis.build import main
-status = main(sys.argv[1:])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(f"TIMED exit {status}, {time.perf_counter() - start:.1f} s ({time.process_time():.1f} s of CPU time), peak {peak:.2f} GiB")
+from pathlib import Path
+import analysis.tables
+from analysis.aggregate import load
+from analysis.artefact import Options
+from analysis.build import _collect, build
+options = Options()
+results = load([Path(sys.argv[1])])
+tables = _collect(analysis.tables, lambda module: module.build(results, options), [])
+for table in tables:
+    table.to_markdown(), table.to_latex(), table.to_csv(), table.to_html()
+def told(what):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return f"{what} {time.perf_counter() - start:.1f} s ({time.process_time():.1f} s of CPU time), peak {peak:.2f} GiB"
+texts = [told(f"{len(tables)} tables in")]
+build(results, options, Path(sys.argv[1]))
+print(", ".join([*texts, told("with figures and report")]))
 """
 
 
+def arms() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield study, row and what the row changes: Table 1's methods, and the arms of the ablation studies."""
+    yield "", "Student", {"names": ("task",)}
+    for study, method in (("", "HSAKD*"), ("loss-terms", "task+kl_q+kl_p"), ("aux-placement-full", "c1+c2+c3")):
+        yield study, method, {}
+    for names in (("task",), ("task", "kl_q"), ("task", "kl_q", "kd"), ("task", "kl_q", "kl_p", "ce_q")):
+        yield "loss-terms", "+".join(names), {"names": names}
+    for temperature in (1.0, 2.0, 3.0, 4.0, 6.0, 10.0, 20.0):
+        yield "temperature", f"temperature={temperature:g}", {"temperature": temperature}
+    for weight in (0.1, 0.3, 1.0, 3.0, 10.0):
+        yield "loss-weights", f"kl_q={weight:g}, kl_p=1", {"weight": weight}
+    for size in (1, 2):
+        for taps in itertools.combinations((1, 2, 3), size):
+            yield "aux-placement-full", "+".join(f"c{tap}" for tap in taps), {"taps": taps}
+
+
 def trials_and_plan(count: int, epochs: int) -> tuple[list[TrialRecord], list[PlanEntry]]:
-    """Return `count` student trials: 30 reported (10 a method), the rest search trials of 8 studies."""
+    """Return `count` student trials of the paper's eight pairs: 25 reported rows a pair with ten seeds each, and search trials."""
     rng = np.random.default_rng(0)
-    teacher = TrialConfig(
-        network="wrn_40_2", data=DataConfig(dataset="cifar100"), objective=ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0)))
-    )
-    records, plan = [], []
-    for number in range(count):
-        is_report = number < 30
-        method = ("HSAKD", "HSAKD*", "Student")[number % 3] if is_report else "search"
-        terms = (
-            ("task", 1.0),
-            ("kl_q", 1.0 if is_report else float(rng.uniform(0.1, 10))),
-            ("kl_p", 1.0 + number % 3 if is_report else 1.0),
+    optim, tables = OptimConfig(epochs=epochs), network_table()
+    records: dict[str, TrialRecord] = {}
+    plan: list[PlanEntry] = []
+
+    def teacher_of(name: str, validation: float) -> TrialConfig:
+        data = DataConfig(dataset="cifar100", validation_fraction=validation)
+        return TrialConfig(network=name, data=data, optim=optim, objective=ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0))))
+
+    def add(config: TrialConfig, teacher: str, purpose: str, method: str, study: str, number: int | None = None) -> None:
+        json, top1 = config.to_json(), float(rng.normal(77, 1))
+        records[config.trial_id] = TrialRecord.of(
+            config,
+            status="complete",
+            epochs_done=epochs,
+            top1_last=top1,
+            top1_best_test=top1,
+            top1_val=top1,
+            multi_adds=tables[config.network].multi_adds,
+            total_seconds=3600.0,
+            device="cuda",
+            versions={"torch": "2.9"},
         )
-        data = DataConfig(dataset="cifar100", validation_fraction=0.0 if is_report else 0.1)
-        objective = ObjectiveConfig(terms=terms, temperature=3.0 if is_report else 1 + number * 1e-4)
-        optim, seed = OptimConfig(epochs=epochs), number // 3 if is_report else 0
-        config = TrialConfig(network="wrn_16_2", data=data, optim=optim, objective=objective, teacher=teacher, seed=seed)
-        top1 = float(rng.normal(77, 1))
-        json = config.to_json()
-        records.append(
-            TrialRecord(
-                trial_id=config.trial_id,
-                status="complete",
-                role="student",
-                network="wrn_16_2",
-                dataset="cifar100",
-                seed=config.seed,
-                num_epochs=epochs,
-                teacher_network="wrn_40_2",
-                top1_last=top1,
-                top1_best_test=top1,
-                top1_val=top1,
-                multi_adds=101_000_000,
-                total_seconds=3600.0,
-                device="cuda",
-                versions={"torch": "2.9"},
-                config_json=json,
-            )
-        )
-        study = "" if is_report else f"study-{number % 8}"
         plan.append(
             PlanEntry(
                 trial_id=config.trial_id,
-                purpose="report" if is_report else "search",
+                purpose=purpose,
                 method=method,
-                teacher="wrn_40_2",
-                student="wrn_16_2",
+                teacher=teacher,
+                student=config.network,
                 seed=config.seed,
                 study=study,
-                study_number=None if is_report else number // 8,
+                study_number=number,
                 config_json=json,
             )
         )
-    return records, plan
+
+    def student(name: str, teacher: TrialConfig, seed: int, *, names: Any = ("task", "kl_q", "kl_p"), **fields: Any) -> TrialConfig:
+        terms = tuple((term, fields.get("weight", 1.0) if term == "kl_q" else 1.0) for term in names)
+        objective, is_plain = ObjectiveConfig(terms=terms, temperature=fields.get("temperature", 3.0)), names == ("task",)
+        more = {"taps": ()} if is_plain else {"taps": fields.get("taps"), "teacher": teacher}
+        return TrialConfig(network=name, data=teacher.data, optim=optim, objective=objective, seed=seed, **more)
+
+    for (teacher, name), (study, method, fields), seed in itertools.product(PAIRS, arms(), range(10)):
+        if len(records) < count:
+            add(student(name, teacher_of(teacher, 0.0), seed, **fields), teacher, "report", method, study)
+    for number in itertools.count():
+        if len(records) >= count:
+            break
+        teacher, name = PAIRS[number % len(PAIRS)]
+        setting = {"temperature": 1 + number * 1e-4, "weight": float(rng.uniform(0.1, 10))}
+        config = student(name, teacher_of(teacher, 0.1), 0, **setting)
+        add(config, teacher, "search", "search", f"{teacher}-{name}", number // len(PAIRS))
+    return list(records.values()), plan
 
 
 def write_compacted(root: Path, records: list[TrialRecord], epochs: int) -> None:

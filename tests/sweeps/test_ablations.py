@@ -109,6 +109,8 @@ def test_the_split_is_the_authors(ratio: str) -> None:
     ("changes", "sentence"),
     [
         ({"temperatures": (0.0,)}, "--temperatures is 0.0; accepted: one or more numbers above 0"),
+        ({"temperatures": (1.0, float("nan"))}, "--temperatures is 1.0 nan; accepted: one or more numbers above 0"),
+        ({"temperatures": (float("inf"),)}, "--temperatures is inf; accepted: one or more numbers above 0"),
         ({"ratios": (0.5, 2.0)}, "--ratios is 0.5 2.0; accepted: at most 1"),
         ({"weights": (2.0,)}, "--weights is 2.0; accepted: a grid with 1"),
         ({"temperatures": (3.0, 3.0)}, "--temperatures is 3.0 3.0; accepted: different numbers"),

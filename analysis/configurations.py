@@ -1,0 +1,73 @@
+"""What tables ask of a trial's configuration, read from its JSON without building it: a folder may hold a hundred thousand."""
+
+import json
+from typing import Any, cast
+
+
+def check(config_json: str) -> None:
+    """Raise ValueError where tables could not read the configuration, its teacher or its teacher's backbone."""
+    try:
+        config = json.loads(config_json)
+        for trial in (config, config.get("teacher"), (config.get("teacher") or {}).get("backbone")):
+            if trial is not None and not _facts(trial)["config_dataset"]:
+                raise ValueError("no data set")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError("its configuration can't be read") from error
+
+
+def facts_of(config_json: str) -> dict[str, Any]:
+    """Return what tables ask of a configuration, as columns; of one that can't be read, those of an empty one."""
+    try:
+        return _facts(_without_teacher(config_json))
+    except (ValueError, TypeError, AttributeError):
+        return _facts({})
+
+
+def parsed(config_json: str) -> dict[str, Any]:
+    """Return the whole configuration; empty where it can't be parsed."""
+    try:
+        config = json.loads(config_json)
+    except ValueError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def setting_of(config_json: str) -> str:
+    """Return a configuration without its seeds: trials of one cell must agree in it."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: strip(item) for name, item in value.items() if name != "seed"}
+        return value
+
+    return json.dumps(strip(parsed(config_json)), sort_keys=True) if config_json else ""
+
+
+def _without_teacher(config_json: str) -> dict[str, Any]:
+    """Parse a configuration without its teacher (two thirds of it, and the last of its sorted keys); empty where it can't be parsed."""
+    head, found, _ = config_json.partition(',"teacher":')
+    for text in (head + "}" if found else "", config_json):
+        try:
+            return cast(dict[str, Any], json.loads(text))
+        except ValueError:  # the cut was inside a backbone: the whole text
+            continue
+    return {}
+
+
+def _facts(config: dict[str, Any]) -> dict[str, Any]:
+    data, optim, objective = config.get("data", {}), config.get("optim", {}), config.get("objective", {})
+    taps = config.get("taps")
+    return {
+        "config_dataset": data.get("dataset", ""),
+        "validation_fraction": data.get("validation_fraction", 0.0),
+        "few_shot_ratio": data.get("few_shot_ratio", 1.0),
+        "train_subset": data.get("train_subset"),
+        "image_size": data.get("image_size"),
+        "num_rotations": config.get("num_rotations", 4),
+        "epochs": optim.get("epochs"),
+        "learning_rate": optim.get("learning_rate"),
+        "temperature": objective.get("temperature"),
+        "weights": dict(objective.get("terms", [])),
+        "branch_weights": tuple(objective.get("branch_weights") or ()),
+        "taps": "all" if taps is None else "+".join(f"c{tap}" for tap in taps) or "none",
+    }

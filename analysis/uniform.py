@@ -1,0 +1,87 @@
+"""Which rows may stand in one column: those trained on the same data and, within a teacher's regime, on the same teacher."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import pandas as pd
+
+from analysis.aggregate import for_pair
+from analysis.artefact import Options
+from analysis.configurations import parsed, setting_of
+from analysis.table import Cell
+from hsakd.config import TrialConfig
+
+Pair = tuple[str, str, str]
+TEACHERS = ("Teacher", "Teacher*")
+
+
+def uniform(
+    entries: pd.DataFrame, pairs: list[Pair], options: Options, notes: list[str], *, varies_ratio: bool = False
+) -> tuple[pd.DataFrame, dict[tuple[Pair, str], Cell]]:
+    """Return the entries that may share their pair's column, and a "refused" cell for each row that may not.
+
+    A row's networks must be its pair's. The rows of a column must have been trained on the same data (`varies_ratio`: but for the part of
+    the training set), and those of one teacher regime on the same teacher, seeds aside; what most trials of the column have is right.
+    With `force` nothing is refused, but the notes say it.
+    """
+    refused: dict[tuple[Pair, str], Cell] = {}
+    kept = entries
+
+    def refuse(pair: Pair, method: str, odd: pd.DataFrame, what: str) -> None:
+        nonlocal kept
+        where = f"{method}, {pair[1]} → {pair[2]}"
+        if options.force:
+            notes.append(f"{where}: forced, {what}.")
+        elif (pair, method) not in refused:
+            notes.append(f"{where}: refused, {what} (--force shows it).")
+            refused[pair, method] = Cell(text="refused", trial_ids=tuple(odd["trial_id"]))
+            kept = kept.drop(index=kept.index.intersection(odd.index))
+
+    for pair in pairs:
+        every = for_pair(entries, pair)
+        expected = every["method"].isin(TEACHERS).map({True: pair[1], False: pair[2]})
+        is_foreign = every["network"].fillna("").ne("") & (every["network"] != expected)
+        named = every["teacher_network"].fillna("")
+        has_other_teacher = named.ne("") & (named != pair[1]) & (expected == pair[2])
+        for name, odd in every[is_foreign | has_other_teacher].groupby("method"):
+            found = [str(network) for network in odd.loc[is_foreign[odd.index], "network"]]
+            found += [f"teacher {network}" for network in odd.loc[has_other_teacher[odd.index], "teacher_network"]]
+            refuse(pair, str(name), every[every["method"] == name], f"trained with {found[0]}")
+        mine = every[(every["status"] == "complete") & (every["config_json"] != "")]
+        facts = pd.DataFrame(
+            [grounds(text, varies_ratio=varies_ratio) for text in mine["config_json"]],
+            index=mine.index,
+            columns=["data", "regime", "teacher"],
+        )
+        groups = [("the training data", "data", facts)]
+        groups += [(f"the {regime!s} teacher", "teacher", group) for regime, group in facts.groupby("regime") if regime]
+        for what, column, group in groups:
+            counts = group[column].value_counts()
+            usual = max(sorted(counts.index), key=lambda value: counts[value], default="")
+            for name, odd in mine.loc[group.index[group[column] != usual]].groupby("method"):
+                if len(odd) == (mine["method"] == name).sum():  # a row that differs within itself is refused by its own cell
+                    refuse(pair, str(name), odd, f"{what} differs from the other rows of the column")
+    return kept, refused
+
+
+def grounds(config_json: str, *, varies_ratio: bool = False) -> tuple[str, str, str]:
+    """Return what the rows of a column must share: the data, and under a teacher's regime its backbone's configuration, seeds aside."""
+    config = parsed(config_json)
+    data = {name: value for name, value in dict(config.get("data") or {}).items() if name != "few_shot_ratio" or not varies_ratio}
+    teacher: dict[str, Any] | None = config.get("teacher")
+    text = _with_neutral_fields(json.dumps({"network": "", "data": data}, sort_keys=True))
+    if teacher is None:
+        return text, "", ""
+    root = teacher.get("backbone") or teacher
+    is_plain = root is not teacher or all(name != "ce_q" for name, _ in teacher["objective"]["terms"])
+    return text, "frozen" if is_plain else "joint", setting_of(_with_neutral_fields(json.dumps(root, sort_keys=True)))
+
+
+@lru_cache(maxsize=4096)
+def _with_neutral_fields(config_json: str) -> str:
+    """Return a configuration with the neutral fields that an older version's text lacks; what this version can't read stays as it is."""
+    try:
+        return TrialConfig.from_json(config_json).to_json()
+    except ValueError:
+        return config_json

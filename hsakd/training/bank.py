@@ -87,7 +87,8 @@ class BankArray:
 def _marks_of(values: NDArray[Any]) -> NDArray[np.uint32]:
     """Return the marks of entries [n, M, width]: their CRC-32, 1 where that is 0."""
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
-    return np.maximum(np.fromiter(map(zlib.crc32, rows), dtype="<u4", count=len(rows)), np.uint32(1))
+    sums = np.fromiter((zlib.crc32(row.data) for row in rows), dtype="<u4", count=len(rows))
+    return np.asarray(np.maximum(sums, 1), dtype="<u4")
 
 
 def _write_all(descriptor: int, content: bytes, offset: int) -> None:

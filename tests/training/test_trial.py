@@ -253,9 +253,10 @@ def _cpu_seconds_of_threads() -> dict[str, int]:
 def _count_busy_threads(root: Path, counts: "Queue[tuple[int, int]]") -> None:
     run_trial(JOINT, context(root))
     numerics = NumericsConfig(precision="bfloat16", teacher_predictions="bank")
+    student = replace(STUDENT, numerics=numerics, optim=replace(OPTIM, epochs=1, milestones=()))
     for num_threads in (1, 2):
         before = _cpu_seconds_of_threads()
-        run_trial(replace(STUDENT, numerics=numerics, seed=num_threads), context(root, num_threads=num_threads, bank_dir=root / "banks"))
+        run_trial(replace(student, seed=num_threads), context(root, num_threads=num_threads, bank_dir=root / "banks"))
         spent = [ticks - before.get(name, 0) for name, ticks in _cpu_seconds_of_threads().items()]
         counts.put((torch.get_num_threads(), sum(ticks > 0.02 * sum(spent) for ticks in spent)))
 

@@ -212,8 +212,8 @@ def test_shuffled_channels_are_interleaved_in_the_memory_format_they_had(groups:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_memory_formats_give_the_same_step_and_features_are_not_overwritten(name: str) -> None:
-    rows = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    gradients = []
+    rows = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gradients: list[list[torch.Tensor]] = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         network = create_network(name, num_classes=4).double().to(memory_format=memory_format)
         features = network.backbone.stage_maps(rows)
@@ -222,9 +222,10 @@ def test_memory_formats_give_the_same_step_and_features_are_not_overwritten(name
         logits = network.backbone.classify(features[-1])
         assert all(torch.equal(maps, before) for maps, before in zip(features, kept, strict=True))
         sum(values.square().sum() for values in (logits, *joint_logits)).backward()
-        gradients.append([parameter.grad for parameter in network.parameters()])
+        gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    scale = max(float(gradient.abs().max()) for gradient in gradients[0])  # some gradients are 0 but for rounding (biases before a BN)
     for contiguous, last in zip(*gradients, strict=True):
-        torch.testing.assert_close(contiguous, last, rtol=1e-8, atol=1e-9 * float(contiguous.abs().max()))
+        torch.testing.assert_close(contiguous, last, rtol=1e-8, atol=1e-10 * scale)
 
 
 @pytest.mark.parametrize("name", every_network(["resnet8_half", "vgg8_bn"]))

@@ -24,6 +24,8 @@ VIEW_FACTS = {
     "fashion_mnist": ViewFacts(num_classes=10, padding=2, has_flip=True),
     "cifar10": ViewFacts(num_classes=10, padding=4, has_flip=True),
     "cifar100": ViewFacts(num_classes=100, padding=4, has_flip=True),
+    "stl10": ViewFacts(num_classes=10, padding=12, has_flip=True),
+    "tinyimagenet": ViewFacts(num_classes=200, padding=8, has_flip=True),
 }
 
 

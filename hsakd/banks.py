@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +13,11 @@ import tyro
 
 from hsakd.config import NumericsConfig, ObjectiveConfig, TrialConfig
 from hsakd.data import load_dataset
-from hsakd.data.views import rotate_rows
+from hsakd.data.views import ViewSpace, rotate_rows
 from hsakd.records import ResultStore
-from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, locked
+from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, is_in_use, locked
 from hsakd.training.loop import gather_batch
-from hsakd.training.trial import RunContext, teacher_predictions
+from hsakd.training.trial import RunContext, set_numerics, teacher_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,16 @@ class BankOptions:
     """warm: the result folder that holds the teacher."""
     teacher: str = ""
     """warm: the teacher's trial id."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """warm: how predictions are stored."""
+    bank_dtype: Literal["float16", "float32"] = "float16"
+    """warm: how predictions are stored; this and the next three as the students will have them."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """warm: the arithmetic of the teacher."""
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    """warm: its memory format."""
+    tf32: bool = False
+    """warm: whether a GPU rounds products to TF32."""
+    bank_budget: float | None = None
+    """warm: gigabytes that banks may take (default: half of the free disk)."""
     data_dir: Path | None = None
     """warm: where the data set is."""
     device: str = "cpu"
@@ -53,23 +62,39 @@ def main(options: BankOptions) -> int:
     try:
         {"inspect": inspect_banks, "warm": warm_bank, "delete": delete_banks}[options.command](options, root)
     except (ValueError, KeyError) as error:
-        print(error.args[0], file=sys.stderr)
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: bank_dir is {root}; accepted: a folder that can be read and written ({error.strerror})", file=sys.stderr)
         return 2
     return 0
 
 
 def inspect_banks(_: BankOptions, root: Path) -> None:
-    """Print a line for each bank: name, teacher, data, how much is filled, disk."""
-    for folder in bank_folders(root):
-        meta = json.loads((folder / META_FILE).read_text())
-        marks = sorted(folder.glob("*.marks"))
-        filled = ", ".join(f"{path.stem} {100 * np.mean(np.fromfile(path, dtype='<u4') != 0):.1f}%" for path in marks)
-        print(f"{folder.name} {meta['teacher']} {meta['dtype']} {disk_bytes(folder) / 1e9:.3f} GB filled: {filled}")
+    """Print a line for each bank: name, teacher, storage, disk, how much is filled, when it was last opened."""
+    if not bank_folders(root):
+        print(f"no banks in {root}")
+        return
+    with (root / ROOT_LOCK).open("ab") as file, locked(file):
+        for folder in bank_folders(root):
+            meta = folder / META_FILE
+            try:
+                facts = json.loads(meta.read_text())
+                title = f"{facts['teacher']} {facts['dtype']} {facts['precision']}"
+                used = f"last opened {datetime.fromtimestamp(meta.stat().st_mtime, UTC):%Y-%m-%d %H:%M} UTC"
+            except (OSError, ValueError, KeyError, TypeError):
+                title, used = "without a description", "the first to be deleted when room is needed"
+            marks = sorted(folder.glob("*.marks"))
+            filled = ", ".join(f"{path.stem} {100 * np.mean(np.fromfile(path, dtype='<u4') != 0):.1f}%" for path in marks)
+            used = "in use" if is_in_use(folder) else used
+            print(f"{folder.name} {title} {disk_bytes(folder) / 1e9:.3f} GB filled: {filled or 'nothing'}; {used}")
 
 
 def delete_banks(options: BankOptions, root: Path) -> None:
     """Delete one bank or all; raises ValueError where it is open or unknown."""
     names = [folder.name for folder in bank_folders(root)]
+    if not names:
+        raise ValueError(f"bank_dir is {root}; accepted: a folder with banks in it")
     chosen = names if options.bank == "all" else [options.bank]
     if not set(chosen) <= set(names):
         raise ValueError(f"bank is {options.bank!r}; accepted: all, {', '.join(names)}")
@@ -81,36 +106,66 @@ def delete_banks(options: BankOptions, root: Path) -> None:
 
 def warm_bank(options: BankOptions, root: Path) -> None:
     """Ask a finished teacher about every view of every training image, so that no student has to wait for it."""
-    torch.set_num_threads(options.threads)
-    store, device = ResultStore(options.out), torch.device(options.device)
-    record = store.read_trial(options.teacher)
+    for name in ("threads", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}; accepted: 1 or more")
+    device = usable_device(options.device)
+    record = ResultStore(options.out).read_trial(options.teacher)
     if record is None:
         raise ValueError(f"teacher is {options.teacher!r}; accepted: the id of a finished trial in {options.out}")
     teacher = record.config
+    numerics = NumericsConfig(
+        precision=options.precision,
+        teacher_predictions="bank",
+        bank_dtype=options.bank_dtype,
+        channels_last={"auto": None, "yes": True, "no": False}[options.channels_last],
+        tf32=options.tf32,
+    )
+    is_plain = teacher.taps == ()  # KD's teacher: asked about unrotated images only
     student = TrialConfig(
         network=teacher.network,
         taps=teacher.taps,
         data=teacher.data,
         teacher=teacher,
         num_rotations=teacher.num_rotations,
-        objective=ObjectiveConfig(terms=(("kl_q", 1.0), ("kl_p", 1.0))),
-        numerics=NumericsConfig(teacher_predictions="bank", bank_dtype=options.dtype),
+        objective=ObjectiveConfig(terms=(("kd", 1.0),) if is_plain else (("kl_q", 1.0), ("kl_p", 1.0))),
+        numerics=numerics,
     )
+    torch.set_num_threads(options.threads)
+    set_numerics(numerics)
     dataset = load_dataset(teacher.data, options.data_dir)
-    context = RunContext(store=store, data_dir=options.data_dir, device=options.device, bank_dir=root)
+    if not isinstance(dataset.views, ViewSpace):
+        raise ValueError(f"teacher is {options.teacher!r}; accepted: one whose training saw shifted and mirrored images")
+    num_views = dataset.views.num_views if options.num_views is None else options.num_views
+    if not 1 <= num_views <= dataset.views.num_views:
+        raise ValueError(f"num_views is {num_views}; accepted: 1 to {dataset.views.num_views}")
+    context = RunContext(
+        store=ResultStore(options.out),
+        bank_dir=root,
+        bank_budget_bytes=None if options.bank_budget is None else int(options.bank_budget * 1e9),
+    )
     predictions = teacher_predictions(student, dataset, context, device)
     if predictions is None or predictions.source != "bank":
         raise ValueError(f"bank_dir is {root}; {predictions.fallback if predictions is not None else 'no teacher'}")
     data = dataset.to(device)
-    num_views = dataset.views.num_views if options.num_views is None else options.num_views
+    dtype = torch.float64 if options.precision == "float64" else torch.float32
     for view in range(num_views):
         for indices in torch.split(torch.arange(len(dataset.train_labels)), options.batch_size):
-            batch = gather_batch(data, indices, torch.full_like(indices, view), dtype=torch.float32)
-            predictions.predict(batch, rotate_rows(batch.images, teacher.num_rotations))
+            batch = gather_batch(data, indices, torch.full_like(indices, view), dtype=dtype)
+            predictions.predict(batch, batch.images if is_plain else rotate_rows(batch.images, teacher.num_rotations))
         if predictions.fallback:
             raise ValueError(f"bank_dir is {root}; {predictions.fallback}")
     predictions.flush()
+    predictions.close()
     print(f"{predictions.misses} of {predictions.hits + predictions.misses} predictions were missing; all are stored")
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device of this name; raises ValueError where there is none."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
+        raise ValueError(f"device is {name!r}; accepted: cpu, or a GPU of this machine such as cuda:0") from error
 
 
 if __name__ == "__main__":

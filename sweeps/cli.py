@@ -75,6 +75,18 @@ class SweepOptions:
     """Node-local folder of teacher banks."""
     bank_budget: float | None = None
     """Gigabytes that banks may take; default: half of the free disk."""
+    bank_dtype: Literal["float16", "float32"] = "float16"
+    """How --predictions bank stores answers."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Arithmetic of every training; bfloat16 is autocast."""
+    channels_last: Literal["auto", "yes", "no"] = "auto"
+    """Memory format; auto: each family's faster one on CPUs, no on GPUs."""
+    compile: bool = False
+    """Compile every network with torch.compile."""
+    tf32: bool = False
+    """Let GPUs round float32 products to TF32."""
+    deterministic: bool = False
+    """Deterministic kernels only, on GPUs too."""
     threads: int = 1
     """CPU threads of a trial."""
     trials_per_gpu: int = 1
@@ -118,6 +130,9 @@ class SweepOptions:
             SearchBudget.parse(self.search_budget)
             _check("trials", self.trials, self.trials is None, "nothing beside --search-budget")
         _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
+        _check("tf32", "given", not self.tf32 or self.gpus > 0, "with --gpus 1 or more; a CPU has no TF32")
+        has_bank = self.predictions == "bank"
+        _check("bank_dtype", self.bank_dtype, has_bank or self.bank_dtype == "float16", "float32 with --predictions bank only")
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
         for method in self.methods:
             _check("methods", method, method in METHODS, ", ".join(METHODS))
@@ -248,6 +263,12 @@ class TransferOptions(SweepOptions):
     predictions: tyro.conf.Fixed[Literal["live", "bank"]] = "live"
     bank_dir: tyro.conf.Fixed[Path | None] = None
     bank_budget: tyro.conf.Fixed[float | None] = None
+    bank_dtype: tyro.conf.Fixed[Literal["float16", "float32"]] = "float16"
+    precision: tyro.conf.Fixed[Literal["float32", "bfloat16", "float64"]] = "float32"
+    channels_last: tyro.conf.Fixed[Literal["auto", "yes", "no"]] = "auto"
+    compile: tyro.conf.Fixed[bool] = False
+    tf32: tyro.conf.Fixed[bool] = False
+    deterministic: tyro.conf.Fixed[bool] = False
     padding: tyro.conf.Fixed[int | None] = None
     flip: tyro.conf.Fixed[bool] = True
     trials: tyro.conf.Fixed[int | None] = None

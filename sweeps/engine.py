@@ -194,6 +194,9 @@ class Nodes:
             if self.expected is None:
                 self.fit[name] = node["Resources"]
                 continue
+            if (cpus := int(node["Resources"].get("CPU", 0))) < self.options.threads:
+                self.avoid(name, f"it has {cpus} CPUs, --threads is {self.options.threads}")
+                continue
             where = NodeAffinitySchedulingStrategy(name, soft=False)
             task = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
             self.checks[name] = task.remote(self.expected, self.options.data, self.options.context.get("data_dir"))
@@ -299,7 +302,7 @@ class ScheduleSearcher(Searcher):
             "out": str(self.options.out),
             "run": self.options.run,
             "context": {**self.options.context, "keep_checkpoints": self._kept(config)},
-            "resources": {"CPU": 1, "GPU": share} if self.options.gpus else {"CPU": share},
+            "resources": {"CPU": self.options.threads, "GPU": share} if self.options.gpus else {"CPU": share},
             "avoided": list(self.nodes.avoided),
             "expected": self.nodes.expected,
         }
@@ -645,7 +648,7 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
                 raise Unfit(f"--address is {options.address}, but no Ray cluster was found; accepted: the head's HOST:PORT") from error
         else:
             ray.init(
-                num_cpus=max(num_cores(), options.gpus * options.packing.most_per_gpu() if options.gpus else options.threads),
+                num_cpus=max(num_cores(), options.threads * max(1, options.gpus * options.packing.most_per_gpu())),
                 include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -681,6 +684,9 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
         if options.requires_gpus:
             raise Unfit(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
         say(f"the cluster has {present} of {options.gpus} GPUs; more are used as nodes join")
+    num_trials, cores = min(present, options.gpus) * options.packing.most_per_gpu(), len(os.sched_getaffinity(0))
+    if options.address is None and num_trials * options.threads > cores:  # a cluster's Ray starts no more than its CPUs allow
+        say(f"{num_trials} trials of {options.threads} CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster")
 
 
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:

@@ -4,8 +4,8 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hsakd.bank_size import VIEW_FACTS, bank_bytes
-from hsakd.config import TrialConfig
+from hsakd.bank_size import VIEW_FACTS, ViewFacts, bank_bytes
+from hsakd.config import DataConfig, TrialConfig
 from hsakd.records import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel
@@ -174,28 +174,33 @@ def _resume_bytes(options: SweepOptions, trials: list[TrialConfig], num_running:
     return sum(sizes if options.keep_checkpoints == "all" else sizes[:num_running])
 
 
-def bank_needs(trials: Iterable[TrialConfig]) -> dict[tuple[str, int], int]:
-    """Return the size in bytes of each full teacher bank by teacher and rotations, if a node has students of all of them."""
-    sizes: dict[tuple[str, int], int] = {}
+def bank_needs(trials: Iterable[TrialConfig]) -> dict[tuple[str, DataConfig, int], int]:
+    """Return the size in bytes of each full teacher bank by teacher, data and rotations, if a node has students of all of them."""
+    taps: dict[tuple[str, DataConfig, int], set[int]] = {}
+    dtypes = {}
     for config in trials:
         terms = {name for name, _ in config.objective.terms}
-        if config.teacher is None or config.numerics.teacher_predictions != "bank" or config.data.dataset not in VIEW_FACTS:
+        if config.teacher is None or config.numerics.teacher_predictions != "bank" or terms & set(FEATURE_TERMS):
             continue
-        if terms & set(FEATURE_TERMS):
+        if view_facts(config.data) is None:
             continue
-        facts, num_rotations = VIEW_FACTS[config.data.dataset], config.num_rotations if terms & set(ROTATED_TERMS) else 1
-        num_taps = network_facts(config.network).num_branches if config.taps is None else len(config.taps)
-        size = bank_bytes(
-            num_train_images(config),
-            facts.num_views,
-            num_rotations,
-            facts.num_classes,
-            num_taps if "kl_q" in terms else 0,
-            config.numerics.bank_dtype,
-        )
-        key = (config.teacher.trial_id, num_rotations)
-        sizes[key] = max(size, sizes.get(key, 0))
+        key = (config.teacher.trial_id, config.data, config.num_rotations if terms & set(ROTATED_TERMS) else 1)
+        own = range(1, network_facts(config.network).num_branches + 1) if config.taps is None else config.taps
+        taps.setdefault(key, set()).update(own if "kl_q" in terms else ())  # students that read other branches share a bank
+        dtypes[key] = (num_train_images(config), config.numerics.bank_dtype)
+    sizes = {}
+    for key, branches in taps.items():
+        facts, (num_images, dtype) = view_facts(key[1]), dtypes[key]
+        assert facts is not None
+        sizes[key] = bank_bytes(num_images, facts.num_views, key[2], facts.num_classes, len(branches), dtype)
     return sizes
+
+
+def view_facts(data: DataConfig) -> ViewFacts | None:
+    """Return what a bank of this data depends on; None where there is none (resized crops, data sets of linear probes)."""
+    if data.folder is None:
+        return VIEW_FACTS.get(data.dataset)
+    return ViewFacts(num_classes=data.folder.num_classes, padding=data.folder.padding, has_flip=data.folder.has_flip)
 
 
 def read_done(store: ResultStore, trials: dict[str, TrialConfig], cost: CostModel) -> set[str]:

@@ -75,8 +75,15 @@ class TrialFactory:
         self.search_data = replace(self.data, validation_fraction=preset.validation_fraction)
         self.optim = preset.optim if options.epochs is None else with_epochs(preset.optim, options.epochs)
         self.branch_optim = preset.branch_optim if options.epochs is None else with_epochs(preset.branch_optim, options.epochs)
-        self.numerics = NumericsConfig(initialization=options.initialization)
-        self.student_numerics = replace(self.numerics, teacher_predictions=options.predictions)
+        self.numerics = NumericsConfig(
+            precision=options.precision,
+            channels_last={"auto": None, "yes": True, "no": False}[options.channels_last],
+            compile=options.compile,
+            tf32=options.tf32,
+            deterministic=options.deterministic,
+            initialization=options.initialization,
+        )
+        self.student_numerics = replace(self.numerics, teacher_predictions=options.predictions, bank_dtype=options.bank_dtype)
         self.files = teacher_files(options)
 
     def student_learning_rate(self, network: str) -> float:

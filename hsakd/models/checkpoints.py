@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hsakd.models.authors import authors_keys, has_authors_layout
 from hsakd.models.network import HierarchicalNet
+from hsakd.records import replacing
 
 Origin = Literal["ours", "hsakd", "crd", "sskd", "torchvision", "plain"]
 Layout = Literal["ours", "hsakd"]
@@ -290,23 +291,21 @@ def save_weights(
     Raises:
         ValueError: an unknown layout, or a network that the authors' code doesn't have.
     """
-    path = Path(file)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if layout == "ours":
-        metadata = {
-            **(notes or {}),
-            "network": network.name,
-            "num_classes": str(network.num_classes),
-            "num_rotations": str(network.num_rotations),
-            "taps": ",".join(map(str, network.taps)),
-        }
-        temporary.write_bytes(save(state, metadata=metadata))
-    elif layout == "hsakd":
-        torch.save({**_authors_checkpoint(network, state), "acc": 0.0, "epoch": 0}, temporary)
-    else:
-        raise ValueError(f"layout is {layout!r}; accepted: ours, hsakd")
-    temporary.replace(path)
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout is {layout!r}; accepted: {', '.join(get_args(Layout))}")
+    with replacing(Path(file)) as temporary:
+        if layout == "ours":
+            metadata = {
+                **(notes or {}),
+                "network": network.name,
+                "num_classes": str(network.num_classes),
+                "num_rotations": str(network.num_rotations),
+                "taps": ",".join(map(str, network.taps)),
+            }
+            temporary.write_bytes(save(state, metadata=metadata))
+        else:
+            torch.save({**_authors_checkpoint(network, state), "acc": 0.0, "epoch": 0}, temporary)
 
 
 def _authors_checkpoint(network: HierarchicalNet, state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

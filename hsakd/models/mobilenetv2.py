@@ -26,7 +26,7 @@ class InvertedResidual(nn.Module):
             *conv_bn_relu(in_channels, hidden, 1),
             conv(hidden, hidden, 3, stride=stride, groups=hidden),
             nn.BatchNorm2d(hidden),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             conv(hidden, out_channels, 1),
             nn.BatchNorm2d(out_channels),
         )

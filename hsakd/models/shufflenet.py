@@ -1,7 +1,7 @@
 """ShuffleNetV1 (g = 3, Zhang et al. 2018) and ShuffleNetV2 (1x, Ma et al. 2018) in the distillation literature's CIFAR form."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit, Stage, conv, conv_bn_relu
 
@@ -13,9 +13,13 @@ V2_NECK_CHANNELS = 1024
 UNITS = (4, 8, 4)
 
 
+@fx.wrap
 def shuffle_channels(maps: Tensor, groups: int) -> Tensor:
-    """Interleave the channel groups of maps [R, C, H, W]."""
+    """Interleave the channel groups of maps [R, C, H, W], in the memory format they have (converting them costs a sixth of a step)."""
     rows, channels, height, width = maps.shape
+    if maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous():
+        last = maps.permute(0, 2, 3, 1).view(rows, height, width, groups, channels // groups)
+        return last.transpose(3, 4).reshape(rows, height, width, channels).permute(0, 3, 1, 2)
     return maps.view(rows, groups, channels // groups, height, width).transpose(1, 2).reshape(rows, channels, height, width)
 
 
@@ -36,9 +40,9 @@ class V1Unit(nn.Module):
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        result = shuffle_channels(self.bn1(self.conv1(maps)).relu(), self.groups)
-        result = self.bn3(self.conv3(self.bn2(self.conv2(result)).relu()))
-        return (result + maps if self.pool is None else torch.cat([result, self.pool(maps)], dim=1)).relu()
+        result = shuffle_channels(self.bn1(self.conv1(maps)).relu_(), self.groups)
+        result = self.bn3(self.conv3(self.bn2(self.conv2(result)).relu_()))
+        return (result + maps if self.pool is None else torch.cat([result, self.pool(maps)], dim=1)).relu_()
 
 
 class V2DownUnit(nn.Module):

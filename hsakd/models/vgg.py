@@ -48,7 +48,7 @@ def vgg(convolutions: tuple[int, int, int, int, int], *, has_bn: bool) -> Backbo
                     layers.append(conv(in_channels, WIDTHS[group], 3, bias=True))
                     if has_bn:
                         layers.append(nn.BatchNorm2d(WIDTHS[group]))
-                    layers.append(nn.ReLU())
+                    layers.append(nn.ReLU(inplace=True))
                     in_channels = WIDTHS[group]
             return LastGroups(layers, split) if len(groups) > 1 else nn.Sequential(*layers)
 

@@ -19,9 +19,9 @@ class PreActivationBlock(nn.Module):
         self.shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        activated = self.bn1(maps).relu()
+        activated = self.bn1(maps).relu_()
         shortcut: Tensor = maps if self.shortcut is None else self.shortcut(activated)
-        residual: Tensor = self.conv2(self.bn2(self.conv1(activated)).relu())
+        residual: Tensor = self.conv2(self.bn2(self.conv1(activated)).relu_())
         return shortcut + residual
 
 
@@ -33,7 +33,7 @@ def wrn(depth: int, widening: int) -> BackboneSpec:
         stem=lambda: conv(3, 16, 3),
         stem_channels=16,
         stages=residual_stages(PreActivationBlock, widths, ((depth - 4) // 6,) * 3),
-        neck=lambda: nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU()),
+        neck=lambda: nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)),
         out_channels=widths[-1],
         backbone_init=PartInit(conv="he", zero_bias=True),
         branch_init=PartInit(conv="he", zero_bias=True),

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import weakref
 import zlib
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from hsakd.bank_size import bank_bytes
 from hsakd.config import NumericsConfig
-from hsakd.data.datasets import Dataset
+from hsakd.data.datasets import DATASETS, Dataset
 from hsakd.data.views import Batch, ViewSpace
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
@@ -34,6 +35,8 @@ from hsakd.training.predictions import LivePredictions, Predictions, TeacherPred
 
 DEFAULT_SHARE_OF_FREE_DISK = 0.5
 META_FILE = "meta.json"
+USE_LOCK = "use.lock"
+BANK_NAME = re.compile(r"[0-9a-f]{24}")
 BRANCH_PREFIX = "joint_"
 ROOT_LOCK = "banks.lock"  # held while a bank is opened or deleted, so that neither meets the other half-way
 LAYOUT = 2  # raised when a stored bank would be read, or its numbers made, in another way
@@ -47,13 +50,15 @@ def default_bank_dir() -> Path:
 class BankArray:
     """One array of entries [num_entries, M, width] of `dtype`, and its marks; read through memory maps, written by `pwrite`.
 
-    (A full disk is then an OSError, where a write through a map would be a deadly signal.)
+    (A full disk is then an OSError, where a write through a map would be a deadly signal.) What is opened is added to `descriptors`.
     """
 
-    def __init__(self, folder: Path, name: str, num_entries: int, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, folder: Path, name: str, num_entries: int, shape: tuple[int, int], dtype: np.dtype[Any], descriptors: list[int]
+    ) -> None:
         self.entry_bytes = shape[0] * shape[1] * dtype.itemsize
-        self.data_fd = os.open(folder / f"{name}.data", os.O_RDWR | os.O_CREAT, 0o644)
-        self.mark_fd = os.open(folder / f"{name}.marks", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptors.extend(os.open(folder / f"{name}.{kind}", os.O_RDWR | os.O_CREAT, 0o644) for kind in ("data", "marks"))
+        self.data_fd, self.mark_fd = descriptors[-2:]
         os.ftruncate(self.data_fd, num_entries * self.entry_bytes)
         os.posix_fallocate(self.mark_fd, 0, num_entries * 4)
         self.data = np.memmap(folder / f"{name}.data", dtype=dtype, mode="r", shape=(num_entries, *shape))
@@ -62,15 +67,16 @@ class BankArray:
 
     def filled(self, entries: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of `entries` are filled; an entry's checksum is looked at once per process."""
-        for entry in entries[~self.verified[entries] & (self.marks[entries] != 0)]:
-            self.verified[entry] = _mark_of(self.data[entry].tobytes()) == self.marks[entry]
+        unsure = entries[~self.verified[entries] & (self.marks[entries] != 0)]
+        if len(unsure):
+            own_marks = _marks_of(self.data[unsure])  # read before the stored marks are, as the data are written before
+            self.verified[unsure] = own_marks == self.marks[unsure]
         return np.asarray(self.verified[entries])
 
     def write(self, entry: int, values: NDArray[Any]) -> None:
         """Store an entry: the data, then the mark; raises OSError on a full disk, leaving it unfilled."""
-        content = np.ascontiguousarray(values).tobytes()
-        _write_all(self.data_fd, content, entry * self.entry_bytes)
-        _write_all(self.mark_fd, _mark_of(content).to_bytes(4, "little"), 4 * entry)
+        _write_all(self.data_fd, np.ascontiguousarray(values).tobytes(), entry * self.entry_bytes)
+        _write_all(self.mark_fd, _marks_of(values[None]).tobytes(), 4 * entry)
 
     def flush(self) -> None:
         """Ask the system to write what was filled to the disk."""
@@ -78,8 +84,11 @@ class BankArray:
         os.fdatasync(self.mark_fd)
 
 
-def _mark_of(content: bytes) -> int:
-    return zlib.crc32(content) or 1
+def _marks_of(values: NDArray[Any]) -> NDArray[np.uint32]:
+    """Return the marks of entries [n, M, width]: their CRC-32, 1 where that is 0."""
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    sums = np.fromiter((zlib.crc32(row.data) for row in rows), dtype="<u4", count=len(rows))
+    return np.asarray(np.maximum(sums, 1), dtype="<u4")
 
 
 def _write_all(descriptor: int, content: bytes, offset: int) -> None:
@@ -94,17 +103,19 @@ class BankPredictions:
     source = "bank"
 
     def __init__(self, folder: Path, live: LivePredictions, dataset: Dataset, num_classes: int, dtype: np.dtype[Any]) -> None:
-        use_lock = os.open(folder / "use.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptors: list[int] = []
+        self.close = weakref.finalize(self, _close_all, descriptors)  # gives the bank up: it may be deleted from then on
+        descriptors.extend(os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o644) for lock in (USE_LOCK, "write.lock"))
+        use_lock, self.write_lock = descriptors
         fcntl.flock(use_lock, fcntl.LOCK_SH)  # held while open: a bank in use is never deleted
-        self.write_lock = os.open(folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o644)
         self.live = live
         self.num_views = dataset.views.num_views
         num_entries = len(dataset.train_labels) * self.num_views
         widths = {"logits": num_classes} | {f"{BRANCH_PREFIX}{tap}": num_classes * live.teacher.num_rotations for tap in live.branches}
         self.dtype = torch.float16 if dtype == np.float16 else torch.float32
-        self.arrays = [BankArray(folder, name, num_entries, (live.num_rotations, width), dtype) for name, width in widths.items()]
-        descriptors = [use_lock, self.write_lock, *(fd for array in self.arrays for fd in (array.data_fd, array.mark_fd))]
-        self.close = weakref.finalize(self, _close_all, descriptors)  # gives the bank up: it may be deleted from then on
+        self.arrays = [
+            BankArray(folder, name, num_entries, (live.num_rotations, width), dtype, descriptors) for name, width in widths.items()
+        ]
         self.fallback = ""
         self.hits = 0
         self.misses = 0
@@ -237,6 +248,8 @@ def open_predictions(
         "device": next(teacher.parameters()).device.type,
         "layout": LAYOUT,
     }
+    if (dataset.mean, dataset.std) not in {(DATASETS[name].mean, DATASETS[name].std) for name in DATASETS}:
+        identity |= {"mean": dataset.mean, "std": dataset.std}  # a registered data set's own follow from its images
     folder = root / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     kept = {int(file.stem.removeprefix(BRANCH_PREFIX)) for file in folder.glob(f"{BRANCH_PREFIX}*.data")}  # of other placements
     num_branches = len(kept | set(branches))
@@ -266,8 +279,13 @@ def open_predictions(
 
 
 def bank_folders(root: Path) -> list[Path]:
-    """Return the banks of `root`, least recently opened first."""
-    return sorted((file.parent for file in root.glob(f"*/{META_FILE}")), key=lambda path: (path / META_FILE).stat().st_mtime_ns)
+    """Return the banks of `root`, least recently opened first; what a killed deletion or opening left (no description) leads."""
+
+    def opened_at(folder: Path) -> int:
+        meta = folder / META_FILE
+        return meta.stat().st_mtime_ns if meta.exists() else 0
+
+    return sorted((path for path in root.glob("*/") if BANK_NAME.fullmatch(path.name)), key=opened_at)
 
 
 def disk_bytes(folder: Path) -> int:
@@ -277,13 +295,20 @@ def disk_bytes(folder: Path) -> int:
 
 def delete_bank(folder: Path) -> bool:
     """Delete a bank, unless a process has it open; return whether it is gone."""
-    with (folder / "use.lock").open("ab") as file:
+    if is_in_use(folder):
+        return False
+    shutil.rmtree(folder)
+    return True
+
+
+def is_in_use(folder: Path) -> bool:
+    """Return whether a process has a bank open; stays true or false while the caller holds the root's lock."""
+    with (folder / USE_LOCK).open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        shutil.rmtree(folder)
-    return True
+            return True
+    return False
 
 
 def _make_room(root: Path, size: int, budget: int, *, keep: Path) -> None:

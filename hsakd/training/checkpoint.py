@@ -26,11 +26,14 @@ def save_resume(folder: Path, state: dict[str, Any]) -> None:
         CheckpointNotWritten: the file can't be written.
     """
     try:
-        with replacing(folder / RESUME_FILE) as temporary:
-            torch.save(state, temporary)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer hides the system's error in a RuntimeError
-        reason = str(error).splitlines()[0]
-        raise CheckpointNotWritten(f"{RESUME_FILE} can't be written in {folder} ({reason}); the previous one is kept") from error
+        with replacing(folder / RESUME_FILE) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # PyTorch's writer fails over the system's error
+        if not isinstance(cause, OSError):
+            raise
+        reason = f"{RESUME_FILE} can't be written in {folder} ({cause.strerror}); the previous one is kept"
+        raise CheckpointNotWritten(cause.errno, reason) from error
 
 
 def load_resume(folder: Path, trial_id: str, device: torch.device) -> dict[str, Any] | None:

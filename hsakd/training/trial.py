@@ -91,7 +91,7 @@ def run_trial(
     if done is not None and (done.has_weights or done.status != "complete" or context.keep_checkpoints == "none"):
         return done
     torch.set_num_threads(context.num_threads)
-    _set_determinism(config.numerics)
+    set_numerics(config.numerics)
     hooks = LoopHooks(
         checkpoint_dir=store.checkpoint_dir(config.trial_id),
         checkpoint_seconds=60 * context.checkpoint_minutes,
@@ -302,7 +302,10 @@ def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:
     return "" if record is None else record.weights_sha256
 
 
-def _set_determinism(numerics: NumericsConfig) -> None:
+def set_numerics(numerics: NumericsConfig) -> None:
+    """Set what PyTorch keeps for the whole process: TF32, cuDNN's choice of algorithms, deterministic kernels."""
+    if numerics.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not be deterministic, and PyTorch refuses it
     torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
     torch.backends.cudnn.allow_tf32 = numerics.tf32
     torch.backends.cudnn.benchmark = not numerics.deterministic
@@ -311,7 +314,8 @@ def _set_determinism(numerics: NumericsConfig) -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether a device or, as a plain RuntimeError of PyTorch's allocator, the host has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -1,5 +1,6 @@
 """`python -m tests.benchmarks.search`: eight search trials of one pair that share a bank, against eight plain runs of the reference step.
 
+All trials see the same images in the same views, as a search's do (one seed), so that the first one fills the bank for all others.
 A plain run asks the teacher, with all its branches, at each step (`tests/benchmarks/reference.py`) and is evaluated like ours. With one
 thread the clock is the process's CPU time, which other work on the machine disturbs least; with more it is wall time.
 """
@@ -11,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data.datasets import load_dataset
@@ -21,6 +21,7 @@ from hsakd.records import ResultStore
 from hsakd.training.evaluate import evaluate
 from hsakd.training.loop import epoch_stream, gather_batch, make_optimizer
 from hsakd.training.trial import RunContext, run_trial
+from sweeps.cli import parse
 from tests.benchmarks.reference import reference_losses
 
 
@@ -50,6 +51,11 @@ class SearchOptions:
     """Where the data set is."""
     json: Path | None = None
     """Write the results here."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_subset", "image_size", "epochs", "trials", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 1 or more")
 
 
 def plain_run(config: TrialConfig, context: RunContext) -> None:
@@ -93,9 +99,7 @@ def main(options: SearchOptions) -> None:
         for number in range(options.trials):
             objective = ObjectiveConfig(terms=(("task", 1.0), ("kl_q", 0.5 + 0.1 * number), ("kl_p", 1.0)), temperature=2.0 + 0.5 * number)
             numerics = NumericsConfig(teacher_predictions="bank")
-            config = replace(
-                teacher, network=options.student, teacher=teacher, optim=optim, objective=objective, numerics=numerics, seed=number
-            )
+            config = replace(teacher, network=options.student, teacher=teacher, optim=optim, objective=objective, numerics=numerics)
             started = clock()
             record = run_trial(config, context)
             ours = clock() - started
@@ -114,4 +118,4 @@ def main(options: SearchOptions) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SearchOptions))
+    main(parse(SearchOptions))

@@ -13,6 +13,7 @@ from torch import nn
 from hsakd.models import HierarchicalNet, create_network, network_names
 from hsakd.models.backbone import PartInit
 from hsakd.models.facts import facts_of
+from hsakd.models.shufflenet import shuffle_channels
 from hsakd.network_table import network_table
 
 ROOT = Path(__file__).parents[2]
@@ -195,6 +196,36 @@ def test_a_frozen_backbone_stays_in_eval_mode_and_receives_nothing(name: str) ->
     assert network.auxiliary_classifiers.training
     assert all(parameter.grad is None for parameter in network.backbone.parameters())
     assert all(torch.equal(value, before[key]) for key, value in network.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_shuffled_channels_are_interleaved_in_the_memory_format_they_had(groups: int, memory_format: torch.memory_format) -> None:
+    maps = torch.randn(2, 12, 4, 5).contiguous(memory_format=memory_format).requires_grad_()
+    shuffled = shuffle_channels(maps, groups)
+    order = [first + member * (12 // groups) for first in range(12 // groups) for member in range(groups)]
+    assert torch.equal(shuffled, maps[:, order])
+    assert shuffled.is_contiguous(memory_format=memory_format)
+    (gradient,) = torch.autograd.grad(shuffled, maps, shuffled.detach())
+    assert torch.equal(gradient, maps)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_memory_formats_give_the_same_step_and_features_are_not_overwritten(name: str) -> None:
+    rows = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gradients: list[list[torch.Tensor]] = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        network = create_network(name, num_classes=4).double().to(memory_format=memory_format)
+        features = network.backbone.stage_maps(rows)
+        kept = [maps.detach().clone() for maps in features]
+        joint_logits = [classifier(maps) for classifier, maps in zip(network.auxiliary_classifiers.values(), features, strict=True)]
+        logits = network.backbone.classify(features[-1])
+        assert all(torch.equal(maps, before) for maps, before in zip(features, kept, strict=True))
+        sum(values.square().sum() for values in (logits, *joint_logits)).backward()
+        gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    scale = max(float(gradient.abs().max()) for gradient in gradients[0])  # some gradients are 0 but for rounding (biases before a BN)
+    for contiguous, last in zip(*gradients, strict=True):
+        torch.testing.assert_close(contiguous, last, rtol=1e-8, atol=1e-10 * scale)
 
 
 @pytest.mark.parametrize("name", every_network(["resnet8_half", "vgg8_bn"]))

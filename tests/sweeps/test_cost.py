@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hsakd.bank_size import VIEW_FACTS
-from hsakd.config import NumericsConfig
+from hsakd.config import DataConfig, FolderConfig, NumericsConfig
 from hsakd.data.datasets import DATASETS
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
@@ -109,6 +109,13 @@ def test_a_full_bank_of_cifar100_has_the_known_size() -> None:
     student = factory.hsakd(Pair(teacher="resnet56", student="resnet20"), 0, factory.joint_teacher("resnet56", 0))
     assert student.numerics == NumericsConfig(teacher_predictions="bank")
     assert list(bank_needs([student, replace(student, seed=1)]).values()) == [84_240_000_000]
+    few_shot = replace(student, data=replace(student.data, few_shot_ratio=0.5))
+    assert sum(bank_needs([student, few_shot]).values()) == 1.5 * 84_240_000_000
+    alone = [replace(student, taps=(tap,)) for tap in (1, 2, 3)]
+    assert list(bank_needs(alone).values()) == [84_240_000_000]  # they fill one bank
+    folder = FolderConfig(sha256="0" * 64, num_classes=100, num_train_images=50_000, padding=4, has_flip=True)
+    own = DataConfig(dataset="imagefolder", image_size=32, folder=folder)
+    assert list(bank_needs([replace(student, data=own)]).values()) == [84_240_000_000]
 
 
 def test_what_is_done_is_neither_priced_nor_counted(tmp_path: Path) -> None:
@@ -126,6 +133,7 @@ def test_what_is_done_is_neither_priced_nor_counted(tmp_path: Path) -> None:
 
 
 def test_the_view_facts_are_those_of_the_data_sets() -> None:
+    assert set(VIEW_FACTS) == {name for name in DATASETS if DATASETS[name].views is not None}
     for name, facts in VIEW_FACTS.items():
         entry = DATASETS[name]
         found = (entry.num_classes, entry.views.padding, entry.views.has_flip)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,10 +23,12 @@ from sweeps.engine import (
     Nodes,
     ScheduleSearcher,
     Searcher,
+    check_gpus,
     resources_of,
     temporary_folder,
 )
 from sweeps.fitness import TOKEN_FILE, Expected, node_problem, present_versions
+from sweeps.packing import Packing
 from sweeps.schedule import Schedule
 
 
@@ -51,6 +54,16 @@ def test_what_is_reserved_for_a_trial_keeps_it_off_unfit_nodes() -> None:
     assert free.required_resources == {"CPU": 1, "GPU": 0.25}
     bound = resources_of({"resources": {"CPU": 1, "GPU": 0.25}, "avoided": ["a", "b"]})
     assert bound != free
+
+
+def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> None:
+    said: list[str] = []
+    cores = len(os.sched_getaffinity(0))
+    options = EngineOptions(out=tmp_path, gpus=2, packing=Packing(trials_per_gpu=cores), threads=3)
+    check_gpus(options, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
+    assert said == [f"{2 * cores} trials of 3 CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
+    check_gpus(replace(options, address="auto"), Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
+    assert len(said) == 1
 
 
 def test_a_node_with_another_version_or_folder_is_not_fit(tmp_path: Path) -> None:

@@ -3,24 +3,30 @@
 import multiprocessing
 import os
 import random
+import re
 import resource
+import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import tyro
 
 from hsakd.banks import BankOptions
 from hsakd.banks import main as banks_main
 from hsakd.config import DataConfig, NumericsConfig
 from hsakd.data import load_dataset
-from hsakd.data.views import Batch, rotate_rows
+from hsakd.data.datasets import Dataset
+from hsakd.data.views import Batch, ViewSpace, rotate_rows
 from hsakd.models import HierarchicalNet, create_network
-from hsakd.training.bank import META_FILE, BankPredictions, bank_bytes, bank_folders, disk_bytes, open_predictions
+from hsakd.training.bank import META_FILE, BankPredictions, bank_bytes, bank_folders, default_bank_dir, disk_bytes, open_predictions
 from hsakd.training.loop import gather_batch
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions
 
@@ -46,19 +52,20 @@ TEACHER = make_teacher()
 
 
 def opened(
-    root: Path,
+    root: Path | None,
     *,
     teacher: HierarchicalNet = TEACHER,
     numerics: NumericsConfig = FLOAT32,
     branches: tuple[int, ...] = (1, 2, 3),
     digest: str = "a",
     budget: int | None = 10**9,
+    dataset: Dataset = DATA,
 ) -> TeacherPredictions:
     return open_predictions(
         teacher,
         branches=branches,
         num_rotations=4,
-        dataset=DATA,
+        dataset=dataset,
         numerics=numerics,
         weights_sha256=digest,
         bank_dir=root,
@@ -285,16 +292,151 @@ def test_two_writers_killed_again_and_again_leave_no_wrong_prediction(tmp_path: 
     assert last.hits > 0
 
 
+def _die_in_a_write(root: Path, entry: tuple[int, int], calls_before: int, share: float) -> None:
+    """Fill one entry; in the write after `calls_before` others, write `share` of its bytes and die."""
+    write, calls = os.pwrite, iter(range(1000))
+
+    def dying_write(descriptor: int, content: bytes, offset: int) -> int:
+        if next(calls) < calls_before:
+            return write(descriptor, content, offset)
+        write(descriptor, content[: int(share * len(content))], offset)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    os.pwrite = dying_write
+    bank(root).predict(*batch_of([entry[0]], [entry[1]]))
+
+
+def test_a_writer_killed_between_and_within_any_two_writes_leaves_no_wrong_prediction(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    forks = multiprocessing.get_context("fork")
+    points = [(calls_before, share) for calls_before in range(8) for share in (0.5, 1.0)]  # 4 arrays, data and mark of each
+    for number, (calls_before, share) in enumerate(points):
+        entry = (number, number % VIEWS)
+        writer = forks.Process(target=_die_in_a_write, args=(tmp_path, entry, calls_before, share))
+        writer.start()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
+        asked = batch_of([entry[0]], [entry[1]])
+        live = LivePredictions(TEACHER, branches=(1, 2, 3), num_rotations=4).predict(*asked)
+        reader = bank(tmp_path)
+        assert distance(reader.predict(*asked), live) < 1e-5, (calls_before, share)
+        assert reader.hits == (calls_before == 7 and share == 1.0)  # only what was marked whole is believed
+        assert distance(bank(tmp_path).predict(*asked), live) < 1e-5
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def scramble(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[::3] = bytes(random.Random(0).randrange(256) for _ in content[::3])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, scramble, Path.unlink])
+@pytest.mark.parametrize("name", ["joint_2.data", "joint_2.marks", "logits.data", "logits.marks", META_FILE, "use.lock"])
+def test_a_damaged_file_costs_time_never_a_wrong_prediction(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    asked = batch_of(list(range(48)), [4] * 48)
+    first = bank(tmp_path)
+    told = first.predict(*asked)
+    first.close()
+    (folder,) = bank_folders(tmp_path)
+    damage(folder / name)
+    again = bank(tmp_path)
+    assert distance(again.predict(*asked), told) < 1e-5
+    assert (again.source, again.fallback) == ("bank", "")
+    assert same(bank(tmp_path).predict(*asked), again.predict(*asked))
+
+
+def test_what_a_killed_deletion_left_is_counted_and_goes_first(tmp_path: Path) -> None:
+    for digest in "ab":
+        predictions = opened(tmp_path, digest=digest)
+        predictions.predict(*batch_of(list(range(48)), [0] * 48))
+        predictions.close()
+    older, newer = bank_folders(tmp_path)
+    (newer / META_FILE).unlink()
+    assert bank_folders(tmp_path) == [newer, older]
+    opened(tmp_path, digest="c", budget=bank_bytes(48, VIEWS, 4, 10, 3, "float32") + disk_bytes(older)).close()
+    assert (newer.exists(), older.exists()) == (False, True)
+
+
+def test_other_images_views_or_statistics_are_another_bank(tmp_path: Path) -> None:
+    different = [
+        DATA,
+        load_dataset(DataConfig(dataset="digits", train_subset=48, split_seed=1)),
+        replace(DATA, views=ViewSpace(padding=2, has_flip=False)),
+        replace(DATA, views=ViewSpace(padding=1, has_flip=True)),
+        replace(DATA, mean=(0.4,)),
+        replace(DATA, std=(0.5,)),
+    ]
+    for dataset in different:
+        opened(tmp_path, dataset=dataset)
+    assert len(bank_folders(tmp_path)) == len(different)
+
+
+def test_banks_lie_on_the_nodes_own_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    assert default_bank_dir() == tmp_path / "tmp" / "hsakd-banks"
+    monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "job"))
+    assert opened(None).source == "bank"
+    assert len(bank_folders(tmp_path / "job" / "hsakd-banks")) == 1
+
+
+def test_the_default_budget_is_half_of_the_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = bank_bytes(48, VIEWS, 4, 10, 3, "float32")
+    for free, source in ((2 * size + 1, "bank"), (2 * size - 1, "live")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Namespace(free=free))
+        assert opened(tmp_path / source, budget=None).source == source
+
+
 def test_banks_are_inspected_and_deleted_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predictions = bank(tmp_path)
     predictions.predict(*batch_of([1], [0]))
     (folder,) = bank_folders(tmp_path)
     assert (folder / META_FILE).exists()
     assert banks_main(BankOptions(command="inspect", bank_dir=tmp_path)) == 0
-    assert "resnet8_half float32" in capsys.readouterr().out
+    assert re.search(r"resnet8_half float32 float32 0\.000 GB filled: joint_1 0\.2%.* in use", capsys.readouterr().out)
     assert banks_main(BankOptions(command="delete", bank_dir=tmp_path, bank="all")) == 2
     assert "accepted: one that no process has open" in capsys.readouterr().err
     predictions.close()
+    banks_main(BankOptions(command="inspect", bank_dir=tmp_path))
+    assert "last opened 20" in capsys.readouterr().out
+    (folder / META_FILE).write_text("[")
+    assert banks_main(BankOptions(command="inspect", bank_dir=tmp_path)) == 0
+    assert "without a description" in capsys.readouterr().out
     assert banks_main(BankOptions(command="delete", bank_dir=tmp_path, bank="nothing")) == 2
     assert banks_main(BankOptions(command="delete", bank_dir=tmp_path, bank="all")) == 0
     assert bank_folders(tmp_path) == []
+    banks_main(BankOptions(command="inspect", bank_dir=tmp_path))
+    assert capsys.readouterr().out == f"no banks in {tmp_path}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("delete --bank all", r"bank_dir is .*nowhere; accepted: a folder with banks in it"),
+        ("warm --teacher x", r"teacher is 'x'; accepted: the id of a finished trial in runs"),
+        ("warm --teacher x --threads 0", r"threads is 0; accepted: 1 or more"),
+        ("warm --teacher x --batch-size 0", r"batch_size is 0; accepted: 1 or more"),
+        ("warm --teacher x --device cuda:99", r"device is 'cuda:99'; accepted: cpu, or a GPU"),
+        ("warm --teacher x --device abacus", r"device is 'abacus'; accepted: cpu, or a GPU"),
+    ],
+)
+def test_what_the_command_cannot_use_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: str, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert banks_main(tyro.cli(BankOptions, args=[*arguments.split(), "--bank-dir", str(tmp_path / "nowhere")])) == 2
+    assert re.fullmatch(rf"error: {sentence}.*\n", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_banks_that_cannot_be_used_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank(tmp_path).close()
+    (tmp_path / "banks.lock").unlink()
+    (tmp_path / "banks.lock").mkdir()
+    assert banks_main(BankOptions(command="inspect", bank_dir=tmp_path)) == 2
+    assert "accepted: a folder that can be read and written (Is a directory)" in capsys.readouterr().err

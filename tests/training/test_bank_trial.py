@@ -84,4 +84,25 @@ def test_a_warmed_bank_leaves_no_misses(tmp_path: Path, capsys: pytest.CaptureFi
     assert banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=TEACHER.trial_id)) == 0
     assert "576 of 576 predictions were missing; all are stored" in capsys.readouterr().out
     assert run(tmp_path, tmp_path / "banks").bank_misses == 0
-    assert banks_main(BankOptions(command="warm", bank_dir=tmp_path, out=tmp_path, teacher="nobody")) == 2
+    warm = BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=TEACHER.trial_id)
+    assert banks_main(replace(warm, precision="bfloat16", bank_dtype="float32")) == 0
+    numerics = NumericsConfig(teacher_predictions="bank", precision="bfloat16", bank_dtype="float32")
+    assert run(tmp_path, tmp_path / "banks", replace(STUDENT, numerics=numerics)).bank_misses == 0
+    capsys.readouterr()
+    for changes, sentence in (
+        ({"num_views": 10}, "num_views is 10; accepted: 1 to 9"),
+        ({"num_views": 0}, "num_views is 0; accepted: 1 to 9"),
+        ({"bank_budget": 1e-6}, "the bank needs 0.000599 GB, the budget is 1e-06 GB"),
+    ):
+        assert banks_main(replace(warm, **changes)) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_the_bank_of_kds_teacher_is_warmed_with_what_kd_asks(tmp_path: Path) -> None:
+    teacher = replace(TEACHER, taps=(), objective=ObjectiveConfig())
+    context = RunContext(store=ResultStore(tmp_path), bank_dir=tmp_path / "banks", bank_budget_bytes=10**9)
+    run_trial(teacher, context)
+    assert banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=teacher.trial_id)) == 0
+    objective = ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9)), temperature=4.0)
+    record = run_trial(replace(STUDENT, teacher=teacher, taps=(), objective=objective), context)
+    assert (record.predictions_source, record.bank_misses) == ("bank", 0)

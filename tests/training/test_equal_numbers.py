@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig
+from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.losses import Objective
 from hsakd.models import create_network
 from hsakd.training.bank import open_predictions
-from hsakd.training.loop import RunningLosses, compute_loss, epoch_stream, gather_batch, make_optimizer, training_step
+from hsakd.training.loop import LoopHooks, RunningLosses, epoch_stream, fit, gather_batch, make_optimizer, training_step
+from hsakd.training.predictions import LivePredictions, prefers_channels_last
 from tests.benchmarks.reference import reference_losses
 
 CASES = {
@@ -22,27 +23,65 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_fifty_steps_have_the_losses_of_the_reference(case: str, tmp_path: Path) -> None:
+PAIRS = [("resnet14", "resnet8_half", case) for case in CASES] + [
+    pytest.param(*pair, case, marks=pytest.mark.slow)
+    for pair in (("wrn_16_1", "shufflenet_v1"), ("resnet8x4", "shufflenet_v2"), ("vgg8_bn", "mobilenetv2_half"))
+    for case in ("float32 bank", "float16 bank", "float64 live")
+]
+
+
+@pytest.mark.parametrize(("teacher_name", "student_name", "case"), PAIRS)
+def test_fifty_steps_have_the_losses_of_the_reference(teacher_name: str, student_name: str, case: str, tmp_path: Path) -> None:
     numerics, tolerance = CASES[case]
     dtype = torch.float64 if numerics.precision == "float64" else torch.float32
-    data = load_dataset(DataConfig(dataset="digits", train_subset=64))
+    size = 8 if student_name == "resnet8_half" else 16
+    data = load_dataset(DataConfig(dataset="digits", train_subset=64, image_size=size))
     objective = Objective.from_config(ObjectiveConfig(terms=(("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))))
-    teacher = create_network("resnet14", num_classes=10, seed=1).to(dtype)
-    student = create_network("resnet8_half", num_classes=10).to(dtype)
+    teacher = create_network(teacher_name, num_classes=10, seed=1).to(dtype)
+    student = create_network(student_name, num_classes=10).to(dtype)
+    assert prefers_channels_last(student, numerics)  # the reference stays NCHW
+    student.to(memory_format=torch.channels_last)
     predictions = open_predictions(
-        teacher, branches=(1, 2, 3), num_rotations=4, dataset=data, numerics=numerics, weights_sha256="a", bank_dir=tmp_path
+        teacher, branches=teacher.taps, num_rotations=4, dataset=data, numerics=numerics, weights_sha256="a", bank_dir=tmp_path
     )
-    losses = RunningLosses(objective.names, torch.device("cpu"))
     optimizer = make_optimizer(student, OptimConfig())
     for step in range(50):
         order, views = epoch_stream(data, seed=0, epoch=step // 4)
         chosen = slice(16 * (step % 4), 16 * (step % 4 + 1))
         batch = gather_batch(data, order[chosen], views[chosen] % 3, dtype=dtype)
+        same_weights = copy.deepcopy(student).to(memory_format=torch.contiguous_format)
         with torch.no_grad():
-            _, expected = reference_losses(copy.deepcopy(student), teacher, batch.images, batch.labels, 3.0)
-            _, cold = compute_loss(copy.deepcopy(student), objective, batch, predictions, autocast=None)
-        for name, value in expected.items():
-            assert abs(cold[name] - value) <= tolerance * abs(value), (step, name)
+            total, expected = reference_losses(same_weights, teacher, batch.images, batch.labels, 3.0)
+        losses = RunningLosses(objective.names, torch.device("cpu"))
         training_step(student, objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05)
+        got_total, got = losses.means(1)
+        assert abs(got_total - total) <= tolerance * abs(total), step
+        for name, value in expected.items():
+            assert abs(got[name] - value) <= tolerance * abs(value), (step, name)
     assert predictions.source == numerics.teacher_predictions
+    assert predictions.source == "live" or min(predictions.hits, predictions.misses) > 100  # warm and cold
+
+
+def test_a_whole_training_ends_at_the_weights_of_a_plain_loop() -> None:
+    """In float64, from the loss to the optimizer and its schedule; `fit` differs in memory format only."""
+    data = load_dataset(DataConfig(dataset="digits", train_subset=64))
+    optim = OptimConfig(epochs=3, batch_size=16, milestones=(2,))
+    objective = ObjectiveConfig(terms=(("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0)))
+    numerics = NumericsConfig(precision="float64")
+    config = TrialConfig(network="resnet8_half", data=DataConfig(dataset="digits"), optim=optim, objective=objective, numerics=numerics)
+    teacher = create_network("resnet14", num_classes=10, seed=1).double()
+    ours, plain = (create_network("resnet8_half", num_classes=10).double() for _ in range(2))
+    cpu, predictions = torch.device("cpu"), LivePredictions(teacher, branches=(1, 2, 3), num_rotations=4)
+    fit(config, ours, data, predictions=predictions, device=cpu, hooks=LoopHooks())
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = 0.05 if epoch < 2 else 0.005
+        order, views = epoch_stream(data, seed=0, epoch=epoch)
+        for start in range(0, 64, 16):
+            batch = gather_batch(data, order[start : start + 16], views[start : start + 16], dtype=torch.float64)
+            optimizer.zero_grad()
+            reference_losses(plain, teacher, batch.images, batch.labels, 3.0)[0].backward()
+            optimizer.step()
+    expected = plain.state_dict()
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-8, atol=1e-9, msg=name)

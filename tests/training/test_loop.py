@@ -1,6 +1,7 @@
 """The loop's promises: schedule, stream, no host synchronisation, only what is read is computed."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.losses import Objective
-from hsakd.models import create_network
-from hsakd.training.loop import RunningLosses, epoch_stream, gather_batch, learning_rate_at, make_optimizer, training_step
+from hsakd.models import HierarchicalNet, create_network
+from hsakd.models.backbone import NETWORKS
+from hsakd.network_table import network_table
+from hsakd.training.loop import RunningLosses, compute_loss, epoch_stream, gather_batch, learning_rate_at, make_optimizer, training_step
 from hsakd.training.predictions import LivePredictions
 from hsakd.training.stages import term_context, training_stages
 from sweeps.presets import COMPARATORS
@@ -46,21 +49,27 @@ def test_stream_depends_on_data_split_and_seed_only() -> None:
         assert not torch.equal(order[:100], other[0][:100])
 
 
-@pytest.mark.parametrize("kind", TERMS)
-def test_a_whole_step_runs_on_the_meta_device(kind: str) -> None:
-    """A hidden CPU tensor or a hidden `.item()` fails here: what keeps us honest about GPUs without one."""
+def smallest_of_each_family() -> list[str]:
+    found: dict[str, str] = {}
+    for name in sorted(NETWORKS, key=lambda name: network_table()[name].parameters):
+        found.setdefault(NETWORKS[name]().family, name)
+    return list(found.values())
+
+
+def take_steps_on_meta(terms: tuple[tuple[str, float], ...], student_name: str, teacher_name: str, **changes: Any) -> HierarchicalNet:
+    """Take two steps of every stage of a training; a hidden CPU tensor or a hidden `.item()` raises."""
     device = torch.device("meta")
     config = DataConfig(dataset="digits", train_subset=64)
-    trial = TrialConfig(network="resnet8_half", data=config, teacher=TrialConfig(network="resnet14", data=config))
+    trial = TrialConfig(network=student_name, data=config, teacher=TrialConfig(network=teacher_name, data=config))
     on_cpu = load_dataset(config)
     data = on_cpu.to(device)
-    objective = Objective.from_config(ObjectiveConfig(terms=TERMS[kind]))
-    network = create_network("resnet8_half", num_classes=10, taps=None if objective.reads_branches else ()).to(device)
+    objective = Objective.from_config(ObjectiveConfig(terms=terms))
+    network = HierarchicalNet.on_meta(student_name, num_classes=10, taps=None if objective.reads_branches else ())
     objective = objective.with_modules(lambda: term_context(trial, network, on_cpu))
     modules = objective.modules.to(device)
     predictions = None
     if objective.reads_teacher:
-        teacher = create_network("resnet14", num_classes=10).to(device)
+        teacher = HierarchicalNet.on_meta(teacher_name, num_classes=10)
         branches = teacher.taps if objective.reads_teacher_branches else ()
         num_rotations, with_features = 4 if objective.is_rotated else 1, bool(objective.feature_terms)
         predictions = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, with_features=with_features)
@@ -70,6 +79,51 @@ def test_a_whole_step_runs_on_the_meta_device(kind: str) -> None:
         optimizer = make_optimizer(torch.nn.ModuleList([network, modules]), OptimConfig())
         for step in range(2):
             batch = gather_batch(data, order[:16], views[:16], dtype=torch.float32)
-            training_step(network, stage.objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05)
+            training_step(network, stage.objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05, **changes)
         assert losses.sums.is_meta
+    return network
+
+
+@pytest.mark.parametrize("kind", TERMS)
+def test_a_whole_step_runs_on_the_meta_device(kind: str) -> None:
+    """What keeps us honest about GPUs without one."""
+    network = take_steps_on_meta(TERMS[kind], "resnet8_half", "resnet14")
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", smallest_of_each_family())
+def test_a_whole_step_of_every_family_runs_on_the_meta_device(name: str) -> None:
+    network = take_steps_on_meta(TERMS["student"], name, name, rotations=(0, 2))
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_step_of_two_networks_trained_together_runs_on_the_meta_device() -> None:
+    device = torch.device("meta")
+    data = load_dataset(DataConfig(dataset="digits", train_subset=64)).to(device)
+    network = HierarchicalNet.on_meta("resnet8_half", num_classes=10)
+    network.peer = HierarchicalNet.on_meta("resnet14", num_classes=10)
+    objective = Objective.from_config(ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))))
+    losses, optimizer = RunningLosses(objective.names, device), make_optimizer(network, OptimConfig())
+    batch = gather_batch(data, torch.arange(16), torch.arange(16) % 9, dtype=torch.float32)
+    training_step(network, objective, optimizer, batch, None, losses, step=0, learning_rate=0.05)
+    assert losses.sums.is_meta
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("kind", "computed"), [("baseline", 0), ("kd", 0), ("AT", 0), ("teacher", 3), ("student", 3)])
+def test_branches_that_the_objective_does_not_read_are_not_computed(kind: str, computed: int) -> None:
+    data = load_dataset(DataConfig(dataset="digits", train_subset=64))
+    network = create_network("resnet8_half", num_classes=10)  # with all its branches
+    teacher = create_network("resnet14", num_classes=10)
+    trial = TrialConfig(network="resnet8_half", data=DataConfig(dataset="digits"))
+    objective = Objective.from_config(ObjectiveConfig(terms=TERMS[kind]))
+    objective = objective.with_modules(lambda: term_context(replace(trial, teacher=replace(trial, network="resnet14")), network, data))
+    predictions = LivePredictions(teacher, branches=(), num_rotations=1, with_features=bool(objective.feature_terms))
+    if objective.is_rotated:
+        predictions = LivePredictions(teacher, branches=(1, 2, 3), num_rotations=4)
+    calls = []
+    for classifier in network.auxiliary_classifiers.values():
+        classifier.register_forward_hook(lambda module, *_: calls.append(module))
+    batch = gather_batch(data, torch.arange(16), torch.arange(16) % 9, dtype=torch.float32)
+    compute_loss(network, objective, batch, predictions if objective.reads_teacher else None, autocast=None)
+    assert len(calls) == computed

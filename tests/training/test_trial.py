@@ -1,21 +1,27 @@
 """Whole trials on the embedded digits: roles, idempotence, death and resumption, divergence."""
 
+import errno
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.records import EpochMetrics, ResultStore
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointNotWritten
 from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, TrialOutOfMemory, run_trial
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
 
 DATA = DataConfig(dataset="digits", train_subset=200, validation_fraction=0.2)
 OPTIM = OptimConfig(epochs=3, batch_size=32, milestones=(2,))
@@ -63,6 +69,26 @@ def test_every_kind_of_trial_is_recorded_with_its_provenance(finished: Path) -> 
     student = store.read_trial(STUDENT.trial_id)
     assert student is not None
     assert student.teacher_weights_sha256 == teacher.weights_sha256 != ""
+
+
+@pytest.mark.parametrize(
+    "numerics",
+    [
+        NumericsConfig(precision="bfloat16"),
+        NumericsConfig(precision="float64"),
+        NumericsConfig(channels_last=False),
+        NumericsConfig(deterministic=True),
+        pytest.param(NumericsConfig(compile=True), marks=pytest.mark.slow),
+    ],
+)
+def test_every_switch_of_the_arithmetic_trains_and_agrees_with_the_default(finished: Path, numerics: NumericsConfig) -> None:
+    config = replace(STUDENT, numerics=numerics, optim=replace(OPTIM, epochs=1, milestones=()))
+    record = run_trial(config, context(finished))
+    assert (record.status, record.config.numerics) == ("complete", numerics)
+    assert torch.are_deterministic_algorithms_enabled() == numerics.deterministic
+    losses = [ResultStore(finished).read_epochs(trial_id)[0].loss for trial_id in (config.trial_id, STUDENT.trial_id)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the first epoch of both
+    torch.use_deterministic_algorithms(False)
 
 
 def test_a_frozen_teacher_keeps_its_backbone_to_the_bit(finished: Path) -> None:
@@ -176,8 +202,10 @@ def test_a_disk_without_room_for_a_checkpoint_is_one_sentence_and_the_previous_o
         with pytest.raises(TrialInterrupted):
             run_trial(BASELINE, context(folder), should_stop=lambda: next(calls) >= 7)
         (folder / "ballast").write_bytes(bytes(shutil.disk_usage(folder).free - 20_000))
-        with pytest.raises(CheckpointNotWritten, match=r"can't be written .*the previous one is kept"):
+        with pytest.raises(CheckpointNotWritten, match=r"can't be written .*the previous one is kept") as caught:
             run_trial(BASELINE, context(folder))
+        assert caught.value.errno == errno.ENOSPC  # what tells the engine to stop the sweep instead of trying again
+        assert [path.name for path in ResultStore(folder).checkpoint_dir(BASELINE.trial_id).iterdir()] == [RESUME_FILE]
         (folder / "ballast").unlink()
         epochs: list[int] = []
         run_trial(BASELINE, context(folder), report=lambda metrics: epochs.append(metrics.epoch))
@@ -194,6 +222,55 @@ def test_out_of_memory_ends_the_attempt_without_a_record(tmp_path: Path, error: 
     with pytest.raises(TrialOutOfMemory, match=BASELINE.trial_id):
         run_trial(BASELINE, context(tmp_path), report=exhaust)
     assert ResultStore(tmp_path).read_trial(BASELINE.trial_id) is None
+
+
+def _run_with_little_memory(root: Path, ended: "Queue[str]") -> None:
+    run_trial(BASELINE, context(root))  # so that imports and small things are there
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
+    wide = replace(BASELINE, network="wrn_16_2", data=DataConfig(dataset="digits", image_size=64), optim=replace(OPTIM, batch_size=512))
+    try:
+        run_trial(wide, context(root))
+    except TrialOutOfMemory as error:
+        ended.put(str(error))
+
+
+def test_a_machine_without_memory_ends_the_attempt(tmp_path: Path) -> None:
+    spawns = multiprocessing.get_context("spawn")
+    ended = spawns.Queue()
+    process = spawns.Process(target=_run_with_little_memory, args=(tmp_path, ended))
+    process.start()
+    assert " on cpu: " in ended.get(timeout=120)
+    process.join()
+    assert process.exitcode == 0
+
+
+def _cpu_seconds_of_threads() -> dict[str, int]:
+    stats = {task.name: (task / "stat").read_text().rpartition(")")[2].split() for task in Path("/proc/self/task").iterdir()}
+    return {name: int(fields[11]) + int(fields[12]) for name, fields in stats.items()}  # user and system time, in ticks
+
+
+def _count_busy_threads(root: Path, counts: "Queue[tuple[int, int]]") -> None:
+    run_trial(JOINT, context(root))
+    numerics = NumericsConfig(precision="bfloat16", teacher_predictions="bank")
+    student = replace(STUDENT, numerics=numerics, optim=replace(OPTIM, epochs=1, milestones=()))
+    for num_threads in (1, 2):
+        before = _cpu_seconds_of_threads()
+        run_trial(replace(student, seed=num_threads), context(root, num_threads=num_threads, bank_dir=root / "banks"))
+        spent = [ticks - before.get(name, 0) for name, ticks in _cpu_seconds_of_threads().items()]
+        counts.put((torch.get_num_threads(), sum(ticks > 0.02 * sum(spent) for ticks in spent)))
+
+
+def test_a_trial_uses_exactly_the_threads_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bank and in bfloat16: no writer thread, none of oneDNN's own, whatever the environment says."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    spawns = multiprocessing.get_context("spawn")
+    counts = spawns.Queue()
+    process = spawns.Process(target=_count_busy_threads, args=(tmp_path, counts))
+    process.start()
+    assert counts.get(timeout=300) == (1, 1)
+    assert counts.get(timeout=300) == (2, 2)
+    process.join()
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged_with_its_step(tmp_path: Path) -> None:

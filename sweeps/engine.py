@@ -89,6 +89,11 @@ class EngineOptions:
     run: str = "hsakd.training.trial:run_trial"
     context: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def threads_per_trial(self) -> int:
+        """CPU threads of a trial's ranks together."""
+        return self.threads * self.packing.ranks_per_trial
+
 
 class Unfit(ValueError):
     """The cluster lacks the GPUs that were asked for, or no node of it can run trials."""
@@ -296,7 +301,7 @@ class ScheduleSearcher(Searcher):
             "out": str(self.options.out),
             "run": self.options.run,
             "context": {**self.options.context, "keep_checkpoints": self._kept(config)},
-            "resources": {"CPU": 1, "GPU": share} if self.options.gpus else {"CPU": share},
+            "resources": {"CPU": self.packing.ranks_per_trial, "GPU": share} if self.options.gpus else {"CPU": share},
             "avoided": list(self.nodes.avoided),
             "expected": self.nodes.expected,
         }
@@ -316,7 +321,7 @@ class ScheduleSearcher(Searcher):
         if self.options.gpus:
             return self.packing.share(config.network, config.trial_id)
         is_alone = config.trial_id in self.packing.alone and self.options.address is None
-        return self._capacity() if is_alone else float(self.options.threads)
+        return self._capacity() if is_alone else float(self.options.threads_per_trial)
 
     def _capacity(self) -> float:
         """Return the GPUs (CPUs) that may be reserved now; in a cluster one GPU beyond those present, so that an autoscaler sees a need."""
@@ -525,7 +530,8 @@ class Watch(tune.Callback):
         searcher = self.searcher
         schedule = searcher.schedule
         epochs = {trial_id: len(searcher.epochs.get(trial_id, [])) for trial_id in running}
-        per_slot = 1 / searcher.packing.trials_per_gpu if searcher.options.gpus else searcher.options.threads
+        options, packing = searcher.options, searcher.packing
+        per_slot = packing.ranks_per_trial / packing.trials_per_gpu if options.gpus else options.threads_per_trial
         at_once = schedule.num_slots = max(1.0, searcher.nodes.num_present / per_slot)
         schedule.epochs_done = epochs
         schedule.forecast_seconds = schedule.seconds_left()
@@ -632,7 +638,7 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
         else:
             cpus = len(os.sched_getaffinity(0))
             ray.init(
-                num_cpus=max(cpus, options.gpus * options.packing.most_per_gpu() if options.gpus else options.threads),
+                num_cpus=max(cpus, options.gpus * options.packing.most_per_gpu() if options.gpus else options.threads_per_trial),
                 include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -657,13 +663,16 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
         if options.requires_gpus:
             raise Unfit(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
         say(f"the cluster has {present} of {options.gpus} GPUs; more are used as nodes join")
+    ranks, largest = options.packing.ranks_per_trial, int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))
+    if ranks > largest:
+        raise Unfit(f"--ranks-per-trial is {ranks}, but no node has more than {largest} GPUs; a trial's ranks are on one node")
 
 
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:
     """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / threads per trial; at least 1."""
     if options.gpus:
-        return options.gpus * options.packing.most_per_gpu()
-    return max(1, int(nodes.num_present) // options.threads)
+        return options.packing.most_at_once(options.gpus)
+    return max(1, int(nodes.num_present) // options.threads_per_trial)
 
 
 def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str], None] = print) -> None:

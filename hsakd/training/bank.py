@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hsakd.bank_size import bank_bytes
 from hsakd.config import NumericsConfig
-from hsakd.data.datasets import Dataset
+from hsakd.data.streams import TrainingData
 from hsakd.data.views import Batch, ViewSpace
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
@@ -93,7 +93,7 @@ class BankPredictions:
 
     source = "bank"
 
-    def __init__(self, folder: Path, live: LivePredictions, dataset: Dataset, num_classes: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, folder: Path, live: LivePredictions, dataset: TrainingData, num_classes: int, dtype: np.dtype[Any]) -> None:
         use_lock = os.open(folder / "use.lock", os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(use_lock, fcntl.LOCK_SH)  # held while open: a bank in use is never deleted
         self.write_lock = os.open(folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -188,7 +188,7 @@ def open_predictions(
     *,
     branches: tuple[int, ...],
     num_rotations: int,
-    dataset: Dataset,
+    dataset: TrainingData,
     numerics: NumericsConfig,
     weights_sha256: str,
     bank_dir: Path | None = None,

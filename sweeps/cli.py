@@ -323,7 +323,6 @@ class DetectionOptions(TransferOptions):
         if find_spec("pycocotools") is None:
             raise ValueError("detection needs pycocotools: pip install '.[detection]'")
         TransferOptions.__post_init__(self)
-        _check("batch_size", self.batch_size, self.batch_size >= 1, "1 or more images")
         _check("image_size", self.image_size, self.image_size >= 32, "32 or more pixels")
         _check("trainable_layers", self.trainable_layers, 0 <= self.trainable_layers <= 5, "0 to 5")
 

@@ -17,6 +17,7 @@ C = TypeVar("C", bound="DataclassConfig")
 TEACHER_REGIMES = ("joint", "frozen")
 DETECTION_DATASET = "voc0712"
 DETECTOR_BACKBONES = ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet")  # those that torchvision has, too
+STREAMED_DATASETS = ("imagenet", "imagefolder")  # image files that need not fit into memory
 
 
 class DataclassConfig:
@@ -109,7 +110,8 @@ class DataConfig(DataclassConfig):
     `train_subset` keeps that many training images, stratified (None: all); `few_shot_ratio` then applies the authors' split rule (Table 5);
     `validation_fraction` of what is left is held out, stratified, for selection (0: none). `image_size` is the side in pixels after
     resizing (None: as stored). `folder` describes the images of data set "imagefolder". `augmentation` "resized_crop" (linear probes)
-    takes random crops of the stored images and resizes each to `image_size`, instead of shifting and mirroring resized ones.
+    takes random crops of the stored images and resizes each to `image_size`, instead of shifting and mirroring resized ones; "imagenet"
+    does so with image files of any size, read again in every epoch, and evaluates on the middle of the resized image.
     """
 
     dataset: str
@@ -119,10 +121,19 @@ class DataConfig(DataclassConfig):
     validation_fraction: float = 0.0
     split_seed: int = 0
     folder: FolderConfig | None = None
-    augmentation: Literal["shift", "resized_crop"] = "shift"
+    augmentation: Literal["shift", "resized_crop", "imagenet"] = "shift"
 
     def __post_init__(self) -> None:
-        _require(self.augmentation in ("shift", "resized_crop"), "augmentation", self.augmentation, "shift, resized_crop")
+        _require(
+            self.augmentation in ("shift", "resized_crop", "imagenet"), "augmentation", self.augmentation, "shift, resized_crop, imagenet"
+        )
+        _require(
+            self.augmentation != "imagenet" or (self.dataset in STREAMED_DATASETS and self.image_size is not None),
+            "augmentation",
+            self.augmentation,
+            f"imagenet with the data sets {', '.join(STREAMED_DATASETS)} and an image_size",
+        )
+        _require(self.dataset != "imagenet" or self.augmentation == "imagenet", "augmentation", self.augmentation, "imagenet for imagenet")
         _require(
             (self.dataset == "imagefolder") == (self.folder is not None),
             "folder",
@@ -140,7 +151,8 @@ class OptimConfig(DataclassConfig):
     """SGD and its step schedule; the defaults are the authors' CIFAR-100 protocol.
 
     `epochs` 0 is for trials whose weights are imported. The learning rate is multiplied by `gamma` when the 0-based epoch reaches each of
-    `milestones`; `batch_size` counts images before rotation.
+    `milestones`; `batch_size` counts images before rotation. `batch_shards` equal parts of each batch have batch statistics of their own
+    (the running ones follow the first part), as in data-parallel training without synchronized BN, however many processes share them.
     """
 
     epochs: int = 240
@@ -152,8 +164,11 @@ class OptimConfig(DataclassConfig):
     nesterov: bool = True
     weight_decay: float = 5e-4
     warmup_epochs: int = 0
+    batch_shards: int = 1
 
     def __post_init__(self) -> None:
+        is_divisor = self.batch_shards >= 1 and self.batch_size % self.batch_shards == 0
+        _require(is_divisor, "batch_shards", self.batch_shards, f"a divisor of batch_size, {self.batch_size}")
         _require(self.epochs >= 0, "epochs", self.epochs, "0 or more")
         _require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more images")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")

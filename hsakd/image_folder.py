@@ -1,8 +1,8 @@
 """A user's own images in `train/<class>/` and `val/<class>/` folders: what is there, checked and digested; this module imports no torch."""
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +17,8 @@ PIXELS_PER_PADDING = 8  # random crops pad CIFAR's 32 pixels by 4: an eighth of 
 class ImageFolder:
     """The images of a folder: paths relative to `root` with their labels, sorted; labels index the sorted class names.
 
-    `sha256` is the digest of every image's path and bytes. `common_size` is the side in pixels where all images are squares of one size.
+    `sha256` is the digest of every image's path and bytes (empty where they were only listed). `common_size` is the side in pixels where
+    all images are squares of one size.
     """
 
     root: Path
@@ -26,6 +27,19 @@ class ImageFolder:
     val: tuple[tuple[str, int], ...]
     sha256: str
     common_size: int | None
+
+    def check_digest(self, planned: str) -> None:
+        """Raise ValueError where the images are not those that a trial was planned with."""
+        if planned != self.sha256:
+            raise ValueError(
+                f"imagefolder: the images in {self.root} are not those that this trial was planned with "
+                f"(digest {self.sha256[:12]}, planned {planned[:12]}); accepted: the same files, or a new --out"
+            )
+
+    def fingerprint(self, kept: Iterable[int]) -> str:
+        """Return the digest of some of the training images, in order: names and labels, and the content as far as it was read."""
+        rows = "".join(f"{self.train[index][0]}\n{self.train[index][1]}\n" for index in kept)
+        return hashlib.sha256(f"{self.sha256}\n{rows}".encode()).hexdigest()
 
     def resolved_size(self, image_size: int | None) -> int:
         """Return the side that training uses: the one asked for, or the images' own.
@@ -40,50 +54,50 @@ class ImageFolder:
 
 @lru_cache(maxsize=4)
 def scan_image_folder(root: Path) -> ImageFolder:
-    """List, check and digest `root`.
+    """List, check and digest `root`: every image is read once.
 
     Raises:
         ValueError: a folder is missing, `train` and `val` hold different classes, a class has no image, a file is not an image.
     """
-    labelled: dict[str, dict[str, list[Path]]] = {}
-    for part in PARTS:
-        if not (root / part).is_dir():
-            raise ValueError(
-                f"imagefolder: {root / part} is not a folder; accepted: --data-dir with train/<class>/ and val/<class>/ folders"
-            )
-        labelled[part] = {folder.name: sorted(_images_below(folder)) for folder in _class_folders(root / part)}
-    train, val = (set(labelled[part]) for part in PARTS)
-    if train != val:
-        name = min(train ^ val)
-        there, missing = ("train", "val") if name in train else ("val", "train")
-        raise ValueError(
-            f"imagefolder: the class {name!r} is in {root / there} but not in {root / missing}; accepted: the same classes in both"
-        )
-    if len(train) < 2:
-        raise ValueError(f"imagefolder: {root / 'train'} has {len(train)} class folders; accepted: 2 or more")
-    for part in PARTS:
-        for name, paths in labelled[part].items():
-            if not paths:
-                raise ValueError(f"imagefolder: {root / part / name} holds no image; accepted: files ending in {', '.join(IMAGE_SUFFIXES)}")
-    classes = tuple(sorted(train))
-    rows = {
-        part: tuple((path.relative_to(root).as_posix(), label) for label, name in enumerate(classes) for path in labelled[part][name])
-        for part in PARTS
-    }
+    listed = list_image_folder(root)
     digest, sizes = hashlib.sha256(), set[tuple[int, int]]()
-    for name, _ in (*rows["train"], *rows["val"]):
+    for name, _ in (*listed.train, *listed.val):
         content = (root / name).read_bytes()
         digest.update(f"{name}\n{hashlib.sha256(content).hexdigest()}\n".encode())
         sizes.add(_size_of(root / name))
     width, height = next(iter(sizes))
-    return ImageFolder(
-        root=root,
-        classes=classes,
-        train=rows["train"],
-        val=rows["val"],
-        sha256=digest.hexdigest(),
-        common_size=width if len(sizes) == 1 and width == height else None,
-    )
+    return replace(listed, sha256=digest.hexdigest(), common_size=width if len(sizes) == 1 and width == height else None)
+
+
+@lru_cache(maxsize=4)
+def list_image_folder(root: Path, *, name: str = "imagefolder") -> ImageFolder:
+    """List and check `root` without reading an image: no digest (empty), no common size. `name` is the data set's, for messages.
+
+    Raises:
+        ValueError: a folder is missing, `train` and `val` hold different classes, a class has no image.
+    """
+    labelled: dict[str, dict[str, list[Path]]] = {}
+    for part in PARTS:
+        if not (root / part).is_dir():
+            raise ValueError(f"{name}: {root / part} is not a folder; accepted: --data-dir with train/<class>/ and val/<class>/ folders")
+        labelled[part] = {folder.name: sorted(_images_below(folder)) for folder in _class_folders(root / part)}
+    train, val = (set(labelled[part]) for part in PARTS)
+    if train != val:
+        odd = min(train ^ val)
+        there, missing = ("train", "val") if odd in train else ("val", "train")
+        raise ValueError(f"{name}: the class {odd!r} is in {root / there} but not in {root / missing}; accepted: the same classes in both")
+    if len(train) < 2:
+        raise ValueError(f"{name}: {root / 'train'} has {len(train)} class folders; accepted: 2 or more")
+    for part in PARTS:
+        for label, paths in labelled[part].items():
+            if not paths:
+                raise ValueError(f"{name}: {root / part / label} holds no image; accepted: files ending in {', '.join(IMAGE_SUFFIXES)}")
+    classes = tuple(sorted(train))
+    rows = {
+        part: tuple((path.relative_to(root).as_posix(), label) for label, own in enumerate(classes) for path in labelled[part][own])
+        for part in PARTS
+    }
+    return ImageFolder(root=root, classes=classes, train=rows["train"], val=rows["val"], sha256="", common_size=None)
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:

@@ -21,7 +21,8 @@ from sweeps.space import SearchBudget, SearchSpace, read_space
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
 OWN_IMAGES = "imagefolder"
-DATASET_NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", OWN_IMAGES, "stl10", "tinyimagenet")
+DATASET_NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", OWN_IMAGES, "imagenet", "stl10", "tinyimagenet")
+STREAMED = "imagenet"  # the augmentation whose images stay in their files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,7 @@ class SweepOptions:
     """Result folder; shared by all nodes."""
     gpus: int = 0
     """Most GPUs used at once; 0 trains on the CPU."""
-    preset: Literal["paper", "fashion", "digits"] = "paper"
+    preset: Literal["paper", "imagenet", "fashion", "digits"] = "paper"
     """Data, pairs and schedule."""
     pairs: tuple[str, ...] = ()
     """TEACHER-STUDENT names; default: the preset's."""
@@ -55,10 +56,18 @@ class SweepOptions:
     """Settings of each study that are confirmed with all seeds."""
     epochs: int | None = None
     """Epochs of every training; milestones scale."""
+    train_images: int | None = None
+    """Train on a stratified part of the training set, of so many images."""
+    batch_size: int | None = None
+    """Images of a step, before rotation; default: the preset's."""
+    batch_shards: int | None = None
+    """Equal parts of a batch with batch statistics of their own, as on so many GPUs; default: the preset's (8 for ImageNet, else 1)."""
     dataset: str | None = None
     """Another data set than the preset's; imagefolder: your own images, in train/CLASS/ and val/CLASS/ of --data-dir."""
     image_size: int | None = None
     """Side in pixels that images are resized to; default: the preset's, or as stored."""
+    augmentation: Literal["shift", "imagenet"] | None = None
+    """Of an imagefolder: shifts and flips of images in memory, or ImageNet's resized crops of images that stay in their files."""
     padding: int | None = None
     """Pixels that random crops shift an imagefolder's images by; default: an eighth of the side."""
     flip: bool = True
@@ -91,6 +100,10 @@ class SweepOptions:
     """CPU threads of a trial."""
     trials_per_gpu: int = 1
     """Trials that share a GPU."""
+    ranks_per_trial: int = 1
+    """Data-parallel processes of one trial, each with a GPU of one node (with --gpus 0: with --threads CPU threads)."""
+    loader_workers: int | None = None
+    """Processes of each rank that decode images which stay in their files; default: 4 with GPUs, else none."""
     gpu_fraction: tuple[str, ...] = ()
     """NETWORK=FRACTION: the part of a GPU that trials of one network get, instead of 1 / --trials-per-gpu."""
     max_failures: int = 2
@@ -119,9 +132,9 @@ class SweepOptions:
     """Print the work-list and its cost; start nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("teacher_seeds", "threads", "trials_per_gpu"):
+        for name in ("teacher_seeds", "threads", "trials_per_gpu", "ranks_per_trial"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        for name in ("seeds", "top_k", "epochs"):
+        for name in ("seeds", "top_k", "epochs", "train_images", "batch_size", "batch_shards"):
             _check(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
         _check("trials", self.trials, self.trials is None or self.trials >= 1, "1 or more")
         if self.tensorboard and find_spec("tensorboard") is None:
@@ -145,18 +158,28 @@ class SweepOptions:
             same_depth = network_facts(teacher).num_branches == network_facts(student).num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         self._check_space()
+        self._check_ranks()
         if self.dataset is not None:
             known = self.dataset_names()
             _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
         is_own = self.dataset == OWN_IMAGES
         _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
         _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
-        _check("padding", self.padding, self.padding is None or (is_own and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}")
+        is_shifted = is_own and self.augmentation != STREAMED
+        _check(
+            "padding", self.padding, self.padding is None or (is_shifted and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}"
+        )
+        is_chosen = self.augmentation is None or is_own
+        _check("augmentation", self.augmentation, is_chosen, f"nothing but with --dataset {OWN_IMAGES}; other data sets have their own")
+        has_size = self.augmentation != STREAMED or self.image_size is not None
+        _check("image_size", self.image_size, has_size, f"a side in pixels, with --augmentation {STREAMED}")
         if is_own and self.data_dir is not None:
             from hsakd.image_folder import scan_image_folder  # PIL is for those who need it
 
             scan_image_folder(self.data_dir.resolve()).resolved_size(self.image_size)
-        _check("no_flip", "given", self.flip or is_own, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation")
+        _check(
+            "no_flip", "given", self.flip or is_shifted, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation"
+        )
         _check(
             "address",
             self.address,
@@ -186,6 +209,19 @@ class SweepOptions:
     def search_space(self) -> SearchSpace:
         """Return what the searches vary; raises ValueError where --space can't be used."""
         return SearchSpace() if self.space is None else read_space(self.space)
+
+    def _check_ranks(self) -> None:
+        """A trial's ranks share its batch's parts and the GPUs that there are."""
+        optim, ranks = PRESETS[self.preset].optim, self.ranks_per_trial
+        shards, batch_size = self.batch_shards or optim.batch_shards, self.batch_size or optim.batch_size
+        _check("batch_shards", shards, batch_size % shards == 0, f"a divisor of the batch's {batch_size} images")
+        accepted = f"a divisor of the batch's {shards} parts (--batch-shards), each of which has batch statistics of its own"
+        _check("ranks_per_trial", ranks, shards % ranks == 0, accepted)
+        _check("ranks_per_trial", ranks, not self.gpus or ranks <= self.gpus, f"at most --gpus, {self.gpus}")
+        _check("trials_per_gpu", self.trials_per_gpu, ranks == 1 or self.trials_per_gpu == 1, "1 with --ranks-per-trial above 1")
+        _check("gpu_fraction", " ".join(self.gpu_fraction), ranks == 1 or not self.gpu_fraction, "nothing with --ranks-per-trial above 1")
+        workers = self.loader_workers
+        _check("loader_workers", workers, workers is None or workers >= 0, "0 or more")
 
     def _check_space(self) -> None:
         if self.space is None:
@@ -255,11 +291,17 @@ class TransferOptions(SweepOptions):
 
     students: tuple[str, ...] = ()
     """Table rows whose students are probed; default: all of the folder's."""
-    preset: tyro.conf.Fixed[Literal["paper", "fashion", "digits"]] = "paper"
+    preset: tyro.conf.Fixed[Literal["paper", "imagenet", "fashion", "digits"]] = "paper"
     teacher_weights: tyro.conf.Fixed[Path | None] = None
     methods: tyro.conf.Fixed[tuple[str, ...]] = ()
     seeds: tyro.conf.Fixed[int | None] = None
     teacher_seeds: tyro.conf.Fixed[int] = 1
+    train_images: tyro.conf.Fixed[int | None] = None
+    batch_size: tyro.conf.Fixed[int | None] = None
+    batch_shards: tyro.conf.Fixed[int | None] = None
+    ranks_per_trial: tyro.conf.Fixed[int] = 1
+    loader_workers: tyro.conf.Fixed[int | None] = None
+    augmentation: tyro.conf.Fixed[Literal["shift", "imagenet"] | None] = None
     predictions: tyro.conf.Fixed[Literal["live", "bank"]] = "live"
     bank_dir: tyro.conf.Fixed[Path | None] = None
     bank_budget: tyro.conf.Fixed[float | None] = None
@@ -308,7 +350,6 @@ class DetectionOptions(TransferOptions):
         if find_spec("pycocotools") is None:
             raise ValueError("detection needs pycocotools: pip install '.[detection]'")
         TransferOptions.__post_init__(self)
-        _check("batch_size", self.batch_size, self.batch_size >= 1, "1 or more images")
         _check("image_size", self.image_size, self.image_size >= 32, "32 or more pixels")
         _check("trainable_layers", self.trainable_layers, 0 <= self.trainable_layers <= 5, "0 to 5")
 

@@ -93,6 +93,11 @@ class EngineOptions:
     run: str = "hsakd.training.trial:run_trial"
     context: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def threads_per_trial(self) -> int:
+        """CPU threads of a trial's ranks together."""
+        return self.threads * self.packing.ranks_per_trial
+
 
 class Unfit(ValueError):
     """The cluster lacks the GPUs that were asked for, or no node of it can run trials."""
@@ -194,8 +199,8 @@ class Nodes:
             if self.expected is None:
                 self.fit[name] = node["Resources"]
                 continue
-            if (cpus := int(node["Resources"].get("CPU", 0))) < self.options.threads:
-                self.avoid(name, f"it has {cpus} CPUs, --threads is {self.options.threads}")
+            if (cpus := int(node["Resources"].get("CPU", 0))) < self.options.threads_per_trial:
+                self.avoid(name, f"it has {cpus} CPUs, a trial's --threads are {self.options.threads_per_trial}")
                 continue
             where = NodeAffinitySchedulingStrategy(name, soft=False)
             task = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
@@ -302,7 +307,7 @@ class ScheduleSearcher(Searcher):
             "out": str(self.options.out),
             "run": self.options.run,
             "context": {**self.options.context, "keep_checkpoints": self._kept(config)},
-            "resources": {"CPU": self.options.threads, "GPU": share} if self.options.gpus else {"CPU": share},
+            "resources": {"CPU": self.options.threads_per_trial, "GPU": share} if self.options.gpus else {"CPU": share},
             "avoided": list(self.nodes.avoided),
             "expected": self.nodes.expected,
         }
@@ -322,7 +327,7 @@ class ScheduleSearcher(Searcher):
         if self.options.gpus:
             return self.packing.share(config.network, config.trial_id)
         is_alone = config.trial_id in self.packing.alone and self.options.address is None
-        return self._capacity() if is_alone else float(self.options.threads)
+        return self._capacity() if is_alone else float(self.options.threads_per_trial)
 
     def _capacity(self) -> float:
         """Return the GPUs (CPUs) that may be reserved now; in a cluster one GPU beyond those present, so that an autoscaler sees a need."""
@@ -533,7 +538,8 @@ class Watch(tune.Callback):
         searcher = self.searcher
         schedule = searcher.schedule
         epochs = {trial_id: len(searcher.epochs.get(trial_id, [])) for trial_id in running}
-        per_slot = 1 / searcher.packing.trials_per_gpu if searcher.options.gpus else searcher.options.threads
+        options, packing = searcher.options, searcher.packing
+        per_slot = packing.ranks_per_trial / packing.trials_per_gpu if options.gpus else options.threads_per_trial
         at_once = schedule.num_slots = max(1.0, searcher.nodes.num_present / per_slot)
         schedule.epochs_done = epochs
         schedule.forecast_seconds = schedule.seconds_left()
@@ -648,7 +654,9 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
                 raise Unfit(f"--address is {options.address}, but no Ray cluster was found; accepted: the head's HOST:PORT") from error
         else:
             ray.init(
-                num_cpus=max(num_cores(), options.threads * max(1, options.gpus * options.packing.most_per_gpu())),
+                num_cpus=max(
+                    num_cores(), options.threads * (options.gpus * options.packing.most_per_gpu() or options.packing.ranks_per_trial)
+                ),
                 include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -684,16 +692,19 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
         if options.requires_gpus:
             raise Unfit(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
         say(f"the cluster has {present} of {options.gpus} GPUs; more are used as nodes join")
-    num_trials, cores = min(present, options.gpus) * options.packing.most_per_gpu(), len(os.sched_getaffinity(0))
-    if options.address is None and num_trials * options.threads > cores:  # a cluster's Ray starts no more than its CPUs allow
-        say(f"{num_trials} trials of {options.threads} CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster")
+    num_trials, cores = options.packing.most_at_once(min(present, options.gpus)), len(os.sched_getaffinity(0))
+    if options.address is None and num_trials * options.threads_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
+        say(f"{num_trials} trials of {options.threads_per_trial} CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster")
+    ranks, largest = options.packing.ranks_per_trial, int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))
+    if ranks > largest:
+        raise Unfit(f"--ranks-per-trial is {ranks}, but no node has more than {largest} GPUs; a trial's ranks are on one node")
 
 
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:
     """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / threads per trial; at least 1."""
     if options.gpus:
-        return options.gpus * options.packing.most_per_gpu()
-    return max(1, int(nodes.num_present) // options.threads)
+        return options.packing.most_at_once(options.gpus)
+    return max(1, int(nodes.num_present) // options.threads_per_trial)
 
 
 def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str], None] = print) -> None:

@@ -87,7 +87,7 @@ def forecast(
     everything = [*trials.values(), *(config for config, _ in searched)]
     jobs += [item for _, item in searched]
     jobs = [Job(item.name, item.seconds, item.share, tuple(n for n in item.needs if n not in is_done)) for item in jobs]
-    num_running = max(1, num_slots * (packing.most_per_gpu() if options.gpus else 1))
+    num_running = packing.most_at_once(num_slots) if options.gpus else max(1, num_slots)
     return Forecast(
         num_trials=sum(item.seconds > 0 for item in jobs),
         slot_hours=sum(item.seconds * item.share for item in jobs) / 3600,

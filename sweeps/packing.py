@@ -12,25 +12,37 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CP
 
 @dataclass(kw_only=True, slots=True)
 class Packing:
-    """`1 / trials_per_gpu` of a GPU for every network but those of `fractions`; `alone` are trials that get a whole one."""
+    """`1 / trials_per_gpu` of a GPU for every network but those of `fractions`; `alone` are trials that get a whole one.
+
+    With `ranks_per_trial` above 1 every trial gets that many whole GPUs.
+    """
 
     trials_per_gpu: int = 1
+    ranks_per_trial: int = 1
     fractions: dict[str, float] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
 
     def share(self, network: str, trial_id: str = "") -> float:
         """Return the part of a GPU that a trial of `network` reserves."""
+        if self.ranks_per_trial > 1:
+            return float(self.ranks_per_trial)
         return 1.0 if trial_id in self.alone else self.fractions.get(network, 1 / self.trials_per_gpu)
 
     def loosen(self, network: str) -> float:
         """Let one trial of `network` less share a GPU from now on; return its new share."""
+        if self.ranks_per_trial > 1:
+            return self.share(network)
         together = max(1, int(1 / self.share(network) + 1e-9) - 1)
         self.fractions[network] = 1 / together
         return self.fractions[network]
 
     def most_per_gpu(self) -> int:
         """Return the most trials that may share a GPU."""
-        return max(int(1 / share + 1e-9) for share in (1 / self.trials_per_gpu, *self.fractions.values()))
+        return max(1, *(int(1 / share + 1e-9) for share in (1 / self.trials_per_gpu, *self.fractions.values())))
+
+    def most_at_once(self, num_gpus: int) -> int:
+        """Return the most trials that so many GPUs run at once, at least 1."""
+        return max(1, num_gpus * self.most_per_gpu() // self.ranks_per_trial)
 
 
 def parse_fractions(texts: Sequence[str]) -> dict[str, float]:

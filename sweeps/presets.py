@@ -72,6 +72,9 @@ class Preset:
     reuses_workers: bool = False
 
 
+IMAGENET_OPTIM = OptimConfig(  # the authors' ImageNet scripts; they don't say on how many GPUs, each with batch statistics of its own
+    epochs=100, batch_size=256, learning_rate=0.1, milestones=(30, 60, 90), nesterov=False, weight_decay=1e-4, batch_shards=8
+)
 PRESETS = {
     "paper": Preset(
         pairs=PAPER_PAIRS,
@@ -81,6 +84,16 @@ PRESETS = {
         seeds=(0, 1, 2),
         num_search_trials=20,
         top_k=2,
+    ),
+    "imagenet": Preset(
+        pairs=("resnet34_imagenet-resnet18_imagenet",),
+        data=DataConfig(dataset="imagenet", image_size=224, augmentation="imagenet"),
+        optim=IMAGENET_OPTIM,
+        branch_optim=IMAGENET_OPTIM,
+        seeds=(0,),
+        num_search_trials=8,
+        top_k=1,
+        validation_fraction=0.04,
     ),
     "fashion": Preset(
         pairs=("resnet20-resnet8_half",),

@@ -27,6 +27,7 @@ from sweeps.worklist import known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
+GPU_LOADER_WORKERS = 4  # a guess: nothing here has been run on a GPU
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
 
@@ -51,7 +52,7 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
         )
     left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done)
     print(f"{len(trials)} trials known, {len(done)} done; multiply-adds left in the known ones: {left:.3g}")
-    slots = options.gpus or cpu_slots(options.threads)
+    slots = options.gpus or cpu_slots(options.threads * options.ranks_per_trial)
     result = forecast(options, trials, done, cost, packing, slots)
     unit = "GPU" if options.gpus else "CPU-slot"
     print(
@@ -65,7 +66,8 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
 
 def packing_of(options: SweepOptions) -> Packing:
     """Return how trials share GPUs."""
-    return Packing(trials_per_gpu=options.trials_per_gpu, fractions=parse_fractions(options.gpu_fraction))
+    fractions = parse_fractions(options.gpu_fraction)
+    return Packing(trials_per_gpu=options.trials_per_gpu, ranks_per_trial=options.ranks_per_trial, fractions=fractions)
 
 
 def cpu_slots(threads: int) -> int:
@@ -184,6 +186,8 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
             "data_dir": data_dir,
             "device": "cuda" if options.gpus else "cpu",
             "num_threads": options.threads,
+            "num_ranks": options.ranks_per_trial,
+            "loader_workers": options.loader_workers if options.loader_workers is not None else GPU_LOADER_WORKERS if options.gpus else 0,
             "checkpoint_minutes": options.checkpoint_minutes,
             "bank_dir": options.bank_dir.resolve() if options.bank_dir is not None else None,
             "bank_budget_bytes": None if options.bank_budget is None else int(options.bank_budget * 1e9),

@@ -20,6 +20,9 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "shufflenet_v1": ("shufflev1", "shufflenetv1"),
     "shufflenet_v2": ("shufflev2", "shufflenetv2"),
     **{f"vgg{depth}_bn": (f"vgg{depth}",) for depth in (8, 11, 13, 16, 19)},
+    "resnet18_imagenet": ("resnet18-5c106cde", "resnet18-f37072fd"),  # torchvision's; the authors' ImageNet teacher is resnet34-333f7ec4
+    "resnet34_imagenet": ("resnet34-333f7ec4", "resnet34-b627a593"),
+    "resnet50_imagenet": ("resnet50-19c8e357", "resnet50-0676ba61", "resnet50-11ad3fa6"),
 }
 """The literature's other names of a network, as files are named, in small letters."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from hsakd.config import DETECTION_DATASET, DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.records import PlanEntry
-from sweeps.cli import OWN_IMAGES, SweepOptions
+from sweeps.cli import OWN_IMAGES, STREAMED, SweepOptions
 from sweeps.networks import network_facts
 from sweeps.presets import (
     BACKBONE_METHODS,
@@ -73,8 +73,7 @@ class TrialFactory:
         preset = PRESETS[options.preset]
         self.data = data_of(options)
         self.search_data = replace(self.data, validation_fraction=preset.validation_fraction)
-        self.optim = preset.optim if options.epochs is None else with_epochs(preset.optim, options.epochs)
-        self.branch_optim = preset.branch_optim if options.epochs is None else with_epochs(preset.branch_optim, options.epochs)
+        self.optim, self.branch_optim = (_scheduled(optim, options) for optim in (preset.optim, preset.branch_optim))
         self.numerics = NumericsConfig(
             precision=options.precision,
             channels_last={"auto": None, "yes": True, "no": False}[options.channels_last],
@@ -171,6 +170,12 @@ class TrialFactory:
         )
 
 
+def _scheduled(optim: OptimConfig, options: SweepOptions) -> OptimConfig:
+    """Return a preset's schedule with what the options change of it."""
+    changes = {name: value for name in ("batch_size", "batch_shards") if (value := getattr(options, name)) is not None}
+    return replace(optim if options.epochs is None else with_epochs(optim, options.epochs), **changes)
+
+
 def data_of(options: SweepOptions) -> DataConfig:
     """Return the sweep's data; a user's images are listed and digested. Raises ValueError where they are not as they should be."""
     preset = PRESETS[options.preset].data
@@ -185,9 +190,21 @@ def data_of(options: SweepOptions) -> DataConfig:
             padding=image_size // PIXELS_PER_PADDING if options.padding is None else options.padding,
             has_flip=options.flip,
         )
-        return DataConfig(dataset=OWN_IMAGES, image_size=image_size, folder=folder)
-    data = preset if options.dataset is None else replace(preset, dataset=options.dataset)
-    return data if options.image_size is None else replace(data, image_size=options.image_size)
+        augmentation = options.augmentation or "shift"
+        return DataConfig(
+            dataset=OWN_IMAGES, image_size=image_size, train_subset=options.train_images, folder=folder, augmentation=augmentation
+        )
+    data = preset if options.dataset in (None, preset.dataset) else _usual_data(options.dataset or "", preset)
+    sized = data if options.image_size is None else replace(data, image_size=options.image_size)
+    return sized if options.train_images is None else replace(sized, train_subset=options.train_images)
+
+
+def _usual_data(dataset: str, preset: DataConfig) -> DataConfig:
+    """Return another data set than the preset's in the preset's place; ImageNet stays in its files."""
+    if STREAMED in (dataset, preset.dataset):
+        is_streamed = dataset == STREAMED
+        return DataConfig(dataset=dataset, image_size=224 if is_streamed else None, augmentation="imagenet" if is_streamed else "shift")
+    return replace(preset, dataset=dataset)
 
 
 def pairs_of(options: SweepOptions) -> list[Pair]:
@@ -279,14 +296,19 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
         per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=bool(terms & {"ce_q", "kl_q"}))
     if config.teacher is not None:
         per_image += rotations * _multi_adds(config.teacher, with_branches="kl_q" in terms)
-    scale = ((config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)) / 32) ** 2
     epochs = config.optim.epochs * (1 + sum(PRETRAINING_SHARES.get(name, 0.0) for name in terms))
-    return per_image * scale * num_images * epochs
+    return per_image * num_images * epochs
 
 
 DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "stl10": 96, "tinyimagenet": 64}
 TRAIN_IMAGES = {
-    **{"digits": 1437, "fashion_mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "stl10": 5000, "tinyimagenet": 100_000},
+    "digits": 1437,
+    "fashion_mnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "stl10": 5000,
+    "tinyimagenet": 100_000,
+    "imagenet": 1_281_167,
     DETECTION_DATASET: 16_551,
 }
 
@@ -300,6 +322,9 @@ def num_train_images(config: TrialConfig) -> int:
 
 
 def _multi_adds(config: TrialConfig, *, with_branches: bool) -> float:
+    """Return a network's multiply-adds for one row of the trial's image size."""
     facts = network_facts(config.network)
     taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
-    return facts.multi_adds + (sum(facts.branch_multi_adds[tap - 1] for tap in taps) if with_branches else 0)
+    counted = facts.multi_adds + (sum(facts.branch_multi_adds[tap - 1] for tap in taps) if with_branches else 0)
+    size = config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)
+    return counted * (size / facts.image_size) ** 2

@@ -7,23 +7,24 @@ import gzip
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hsakd.config import DETECTION_DATASET, DataConfig, FolderConfig
+from hsakd.config import DataConfig, FolderConfig
 from hsakd.data.splits import Indices, few_shot_subset, stratified_split, stratified_subset
 from hsakd.data.views import ResizedCrops, Views, ViewSpace
 from hsakd.registry import Registry
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+EVALUATION_BATCH = 500
 IMAGES_AT_ONCE = 1000  # bounds the memory of counting and resizing
 DIGITS_TEST_IMAGES = 360  # a fifth of the 1,797, stratified with a fixed seed
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -103,13 +104,40 @@ class Dataset:
     @property
     def notes(self) -> dict[str, str]:
         """What a user of a trained network has to know, as JSON texts for the metadata of its weights file."""
-        facts = {"mean": self.mean, "std": self.std, "classes": self.classes, "image_size": self.image_size}
-        return {name: json.dumps(value) for name, value in facts.items()}
+        return dataset_notes(self)
+
+    def num_images(self, part: str) -> int:
+        """Return the images of "train", "val" or "test"."""
+        return len(getattr(self, f"{part}_labels"))
+
+    def evaluation_batches(self, part: str, *, rank: int = 0, size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield uint8 images [B, C, S, S] and labels [B] of every `size`-th image of a part, beginning with image `rank`."""
+        images, labels = (getattr(self, f"{part}_{kind}")[rank::size] for kind in ("images", "labels"))
+        yield from zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the same data with every tensor on `device`."""
         names = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+class Described(Protocol):
+    """What any data set knows of its images."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> int: ...
+
+
+def dataset_notes(data: Described) -> dict[str, str]:
+    """Return what a user of a trained network has to know, as JSON texts for the metadata of its weights file."""
+    facts = {"mean": data.mean, "std": data.std, "classes": data.classes, "image_size": data.image_size}
+    return {name: json.dumps(value) for name, value in facts.items()}
 
 
 def dataset(
@@ -252,21 +280,14 @@ def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
         DataMissing: its files are not there.
         ValueError: a split asks for more images than there are, or a user's images are not those of the configuration.
     """
+    if config.augmentation == "imagenet":
+        raise ValueError("augmentation is 'imagenet', whose images stay in their files; accepted here: shift, resized_crop")
     entry = DATASETS[config.dataset]
     is_resized_later = config.augmentation == "resized_crop"
     decoded_size = config.image_size if entry.decodes and not is_resized_later else None
     raw = _read_raw(config.dataset, Source(data_dir, download, decoded_size, config.folder))
     labels = raw.train_labels
-    kept = (
-        np.arange(len(labels), dtype=np.int64)
-        if config.train_subset is None
-        else stratified_subset(labels, config.train_subset, seed=config.split_seed)
-    )
-    kept = kept[few_shot_subset(labels[kept], config.few_shot_ratio)]
-    held_out = kept[:0]
-    if config.validation_fraction > 0:
-        first, second = stratified_split(labels[kept], second_size=config.validation_fraction, seed=config.split_seed)
-        kept, held_out = kept[np.sort(first)], kept[np.sort(second)]
+    kept, held_out = split_training_images(labels, config)
     stored_size = raw.train_images.shape[-1]
     train_size = None if is_resized_later else config.image_size
     views = ResizedCrops(config.image_size or stored_size) if is_resized_later else _shifts(entry, config)
@@ -288,14 +309,18 @@ def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
     )
 
 
-def check_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False) -> None:
-    """Read a data set, detection's included, so that what is missing is said before trials start; raises what `load_dataset` raises."""
-    if config.dataset == DETECTION_DATASET:
-        from hsakd.data.voc import read_voc  # torchvision is for those who need it
-
-        read_voc(data_dir, download=download)
-    else:
-        load_dataset(config, data_dir, download=download)
+def split_training_images(labels: Indices, config: DataConfig) -> tuple[Indices, Indices]:
+    """Return which training images are trained on and which are held out: subset, then few-shot, then validation, each stratified."""
+    kept = (
+        np.arange(len(labels), dtype=np.int64)
+        if config.train_subset is None
+        else stratified_subset(labels, config.train_subset, seed=config.split_seed)
+    )
+    kept = kept[few_shot_subset(labels[kept], config.few_shot_ratio)]
+    if config.validation_fraction == 0:
+        return kept, kept[:0]
+    first, second = stratified_split(labels[kept], second_size=config.validation_fraction, seed=config.split_seed)
+    return kept[np.sort(first)], kept[np.sort(second)]
 
 
 def _shifts(entry: DatasetEntry, config: DataConfig) -> ViewSpace:

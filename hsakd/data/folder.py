@@ -23,11 +23,8 @@ def read_image_folder(source: Source) -> RawImages:
     if source.data_dir is None:
         raise DataMissing("imagefolder: no folder to look in; pass --data-dir DIR with train/<class>/ and val/<class>/ folders")
     found = scan_image_folder(source.data_dir)
-    if source.folder is not None and source.folder.sha256 != found.sha256:
-        raise ValueError(
-            f"imagefolder: the images in {found.root} are not those that this trial was planned with "
-            f"(digest {found.sha256[:12]}, planned {source.folder.sha256[:12]}); accepted: the same files, or a new --out"
-        )
+    if source.folder is not None:
+        found.check_digest(source.folder.sha256)
     size = found.resolved_size(source.image_size)
     parts = [_decode(found.root, rows, size) for rows in (found.train, found.val)]
     labels = [np.array([label for _, label in rows], dtype=np.int64) for rows in (found.train, found.val)]

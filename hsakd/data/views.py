@@ -75,8 +75,10 @@ class ResizedCrops:
         boxes = torch.stack([top, left, tall, wide], dim=-1)
         first = fits.int().argmax(dim=1)
         chosen = boxes[torch.arange(len(boxes)), first]
-        whole = torch.tensor([0, 0, height, width], dtype=chosen.dtype)  # the fallback for a square image: its ratio 1 is accepted
-        return torch.where(fits.any(dim=1)[:, None], chosen, whole), drawn[:, -1] < 0.5
+        tall_side = min(height, round(width / CROP_RATIO[0]))  # where no attempt fits: the middle, as near to the image's ratio as accepted
+        wide_side = min(width, round(height * CROP_RATIO[1]))
+        middle = ((height - tall_side) // 2, (width - wide_side) // 2, tall_side, wide_side)
+        return torch.where(fits.any(dim=1)[:, None], chosen, torch.tensor(middle, dtype=chosen.dtype)), drawn[:, -1] < 0.5
 
     def apply(self, images: Tensor, views: Tensor) -> Tensor:
         """Return the uint8 views [B, C, size, size] of uint8 images [B, C, H, W] (square)."""

@@ -27,7 +27,8 @@ from torch import Tensor
 
 from hsakd.bank_size import bank_bytes
 from hsakd.config import NumericsConfig
-from hsakd.data.datasets import DATASETS, Dataset
+from hsakd.data.datasets import DATASETS
+from hsakd.data.streams import TrainingData
 from hsakd.data.views import Batch, ViewSpace
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
@@ -102,7 +103,7 @@ class BankPredictions:
 
     source = "bank"
 
-    def __init__(self, folder: Path, live: LivePredictions, dataset: Dataset, num_classes: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, folder: Path, live: LivePredictions, dataset: TrainingData, num_classes: int, dtype: np.dtype[Any]) -> None:
         descriptors: list[int] = []
         self.close = weakref.finalize(self, _close_all, descriptors)  # gives the bank up: it may be deleted from then on
         descriptors.extend(os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o644) for lock in (USE_LOCK, "write.lock"))
@@ -199,7 +200,7 @@ def open_predictions(
     *,
     branches: tuple[int, ...],
     num_rotations: int,
-    dataset: Dataset,
+    dataset: TrainingData,
     numerics: NumericsConfig,
     weights_sha256: str,
     bank_dir: Path | None = None,

@@ -1,6 +1,6 @@
 """Accuracy of a trained network: one evaluate for every trial."""
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from hsakd.data.views import normalize, rotate_rows
 from hsakd.models import HierarchicalNet
-
-Preparation = Callable[[Tensor], Tensor]
+from hsakd.training.team import SOLO, Team
 
 
 class Accuracy(NamedTuple):
@@ -25,7 +24,6 @@ class Accuracy(NamedTuple):
     branch_top1_class: list[float]
 
 
-@torch.inference_mode()
 def evaluate(
     network: HierarchicalNet,
     images: Tensor,
@@ -36,24 +34,40 @@ def evaluate(
     with_branches: bool = False,
     batch_size: int = 500,
 ) -> Accuracy:
-    """Evaluate in eval mode on uint8 `images` [n, C, H, W] with `labels` [n]; the network's mode is restored.
-
-    The backbone sees unrotated images only, unless `with_branches` asks for the auxiliary classifiers' rotated accuracies too.
-    Images without labels (n = 0) raise ValueError.
-    """
+    """Evaluate on uint8 `images` [n, C, H, W] with `labels` [n], as `evaluate_batches`; no images (n = 0) raise ValueError."""
     if len(labels) == 0:
         raise ValueError("evaluate: no images")
+    batches = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
+    return evaluate_batches(network, batches, num_images=len(labels), mean=mean, std=std, with_branches=with_branches)
+
+
+@torch.inference_mode()
+def evaluate_batches(
+    network: HierarchicalNet,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    num_images: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    with_branches: bool = False,
+    team: Team = SOLO,
+) -> Accuracy:
+    """Evaluate in eval mode on batches of uint8 images [B, C, H, W] and labels [B]; the network's mode is restored.
+
+    The backbone sees unrotated images only, unless `with_branches` asks for the auxiliary classifiers' rotated accuracies too. The ranks
+    of a team evaluate different batches; `num_images` are those of all, and the accuracy is.
+    """
     was_training = network.training
     network.eval()
     parameter = next(network.parameters())
     num_rotations, num_classes = network.num_rotations, network.num_classes
     branches = network.taps if with_branches else ()
-    correct1 = torch.zeros((), dtype=torch.int64, device=labels.device)
+    device = parameter.device
+    correct1 = torch.zeros((), dtype=torch.int64, device=device)
     correct5 = torch.zeros_like(correct1)
-    joint_correct = torch.zeros(len(branches), dtype=torch.int64, device=labels.device)
+    joint_correct = torch.zeros(len(branches), dtype=torch.int64, device=device)
     class_correct = torch.zeros_like(joint_correct)
-    for start in range(0, len(labels), batch_size):
-        batch_images, batch_labels = images[start : start + batch_size], labels[start : start + batch_size]
+    for batch_images, batch_labels in batches:
         rows = normalize(batch_images, mean, std, parameter.dtype)
         if branches:
             rows = rotate_rows(rows, num_rotations)
@@ -64,13 +78,14 @@ def evaluate(
         correct5 += ranked.sum()
         if branches:
             rotated_labels = batch_labels.repeat_interleave(num_rotations)
-            turns = torch.arange(num_rotations, device=labels.device).repeat(len(batch_labels))
+            turns = torch.arange(num_rotations, device=device).repeat(len(batch_labels))
             for index, joint in enumerate(output.joint_logits):
                 joint_correct[index] += (joint.argmax(dim=1) == rotated_labels * num_rotations + turns).sum()
                 class_logits = joint.view(-1, num_classes, num_rotations).sum(dim=2)
                 class_correct[index] += (class_logits.argmax(dim=1) == rotated_labels).sum()
     network.train(was_training)
-    scale = 100.0 / len(labels)
+    team.sum_(correct1, correct5, joint_correct, class_correct)
+    scale = 100.0 / num_images
     return Accuracy(
         top1=correct1.item() * scale,
         top5=correct5.item() * scale if num_classes > 5 else None,

@@ -3,25 +3,28 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hsakd.config import NumericsConfig, OptimConfig, TrialConfig
 from hsakd.data.datasets import Dataset
+from hsakd.data.streams import Chunk, StreamedImages, TrainingData
 from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
-from hsakd.training.checkpoint import load_resume, save_resume
-from hsakd.training.evaluate import Accuracy, evaluate
+from hsakd.training.checkpoint import CheckpointCorrupt, load_resume, save_resume
+from hsakd.training.evaluate import Accuracy, evaluate_batches
 from hsakd.training.mutual import mutual_loss
 from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
 from hsakd.training.stages import stage_at, term_context, training_stages
+from hsakd.training.team import SOLO, Team, without_averaging, without_running_statistics
 
 
 class TrialInterrupted(Exception):
@@ -62,7 +65,7 @@ def learning_rate_at(optim: OptimConfig, epoch: int, step: int, steps_per_epoch:
     return float(optim.learning_rate * optim.gamma**passed)
 
 
-def epoch_stream(dataset: Dataset, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+def epoch_stream(dataset: TrainingData, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Return the epoch's image order and view ids, [n] each, on the CPU; they depend on the data, the split and the seed only."""
     digest = hashlib.sha256(f"{dataset.fingerprint}/{seed}/{epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -79,6 +82,13 @@ def gather_batch(dataset: Dataset, indices: Tensor, views: Tensor, *, dtype: tor
     return Batch(indices=indices, views=views, images=images, labels=dataset.train_labels[chosen])
 
 
+def training_batches(data: TrainingData, chunks: Sequence[Chunk], *, dtype: torch.dtype) -> Iterator[Batch]:
+    """Yield a batch for each chunk of (indices, views), both [B] on the CPU: gathered on the device, or read from files ahead of time."""
+    if isinstance(data, StreamedImages):
+        return data.training_batches(chunks, dtype=dtype)
+    return (gather_batch(data, indices, views, dtype=dtype) for indices, views in chunks)
+
+
 class Moment(NamedTuple):
     """Where a training is: the 0-based epoch, their number, and the 0-based step of the whole training."""
 
@@ -88,6 +98,7 @@ class Moment(NamedTuple):
 
 
 START = Moment()
+GO_ON, SAVE, STOP = range(3)  # what the leader has all ranks do before a step
 
 
 def compute_loss(
@@ -168,14 +179,41 @@ class RunningLosses:
         is_new_bad = ~torch.isfinite(detached) & (self.first_bad < 0)
         self.first_bad = torch.where(is_new_bad, torch.full_like(self.first_bad, step), self.first_bad)
 
-    def means(self, num_steps: int) -> tuple[float, dict[str, float]]:
-        """Return the mean total and terms over `num_steps` steps."""
-        total, *terms = (self.sums / num_steps).tolist()
+    def gather(self, team: Team) -> None:
+        """Let the leader have the sums of all ranks, the others none, and every rank the first bad step of any."""
+        never = torch.iinfo(torch.int64).max
+        team.sum_(self.sums)
+        if not team.is_leader:
+            self.sums.zero_()
+        bad = torch.where(self.first_bad < 0, torch.full_like(self.first_bad, never), self.first_bad)
+        team.min_(bad)
+        self.first_bad = torch.where(bad == never, torch.full_like(bad, -1), bad)
+
+    def means(self, num_values: int) -> tuple[float, dict[str, float]]:
+        """Return the mean total and terms over `num_values` values: one a step, or one for each part of a step's batch."""
+        total, *terms = (self.sums / num_values).tolist()
         return total, dict(zip(self.names, terms, strict=True))
 
 
+class StepLoss(nn.Module):
+    """`compute_loss` as a module's forward, so that data-parallel training sees where a step's computation begins and ends."""
+
+    def __init__(self, network: HierarchicalNet, modules: nn.Module) -> None:
+        super().__init__()
+        self.network, self.modules_of_terms = network, modules
+
+    def forward(self, objective: Objective, batch: Batch, predictions: TeacherPredictions | None, how: dict[str, Any]) -> Any:
+        """Return what `compute_loss` does; `how` are its keyword arguments."""
+        return compute_loss(self.network, objective, batch, predictions, **how)
+
+
+def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
+    """Return equal parts of a batch, in order."""
+    return [Batch(*values) for values in zip(*(value.chunk(num_parts) for value in batch), strict=True)]
+
+
 def training_step(
-    network: HierarchicalNet,
+    network: HierarchicalNet | DistributedDataParallel,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
@@ -188,16 +226,31 @@ def training_step(
     epoch: int = 0,
     num_epochs: int = 1,
     rotations: tuple[int, ...] | None = None,
+    num_parts: int = 1,
+    has_first_part: bool = True,
 ) -> None:
-    """Take one optimizer step and add its losses to `losses`; nothing here waits for the device (so it runs on `meta`, too)."""
+    """Take one optimizer step and add its losses to `losses`; nothing here waits for the device (so it runs on `meta`, too).
+
+    The batch's `num_parts` equal parts pass one after the other; their gradients are averaged, over the ranks of a wrapped network, too.
+    Only the first part of the whole batch (`has_first_part`: it is here) moves BN's running statistics.
+    """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    moment = Moment(epoch, num_epochs, step)
-    total, values = compute_loss(network, objective, batch, predictions, autocast=autocast, moment=moment, rotations=rotations)
+    how: dict[str, Any] = {"autocast": autocast, "moment": Moment(epoch, num_epochs, step), "rotations": rotations}
     optimizer.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
+    for number, part in enumerate(split_batch(batch, num_parts) if num_parts > 1 else [batch]):
+        is_first, is_last = has_first_part and number == 0, number == num_parts - 1
+        with (
+            contextlib.nullcontext() if is_first else without_running_statistics(network),
+            contextlib.nullcontext() if is_last else without_averaging(network),
+        ):
+            if isinstance(network, DistributedDataParallel):
+                total, values = network(objective, part, predictions, how)
+            else:
+                total, values = compute_loss(network, objective, part, predictions, **how)
+            (total if num_parts == 1 else total / num_parts).backward()
+        losses.add(step, total, values)
     optimizer.step()
-    losses.add(step, total, values)
 
 
 def make_optimizer(network: torch.nn.Module, optim: OptimConfig) -> torch.optim.SGD:
@@ -214,16 +267,18 @@ def make_optimizer(network: torch.nn.Module, optim: OptimConfig) -> torch.optim.
 def fit(
     config: TrialConfig,
     network: HierarchicalNet,
-    dataset: Dataset,
+    dataset: TrainingData,
     *,
     predictions: TeacherPredictions | None,
     device: torch.device,
     hooks: LoopHooks,
+    team: Team = SOLO,
 ) -> FitResult:
     """Train `network` (on `device`, weights as initialized) for all epochs of `config`, from its checkpoint if there is one.
 
     Bit for bit the same on the same device, also when interrupted and resumed. A last batch of a single image is dropped, since batch
-    statistics of one row do not exist.
+    statistics of one row do not exist; with `batch_shards` every last batch that is not whole. The ranks of a `team` call this alike and
+    share each batch; the leader's `hooks` count.
 
     Raises:
         TrialInterrupted: `hooks.should_stop` said so; the checkpoint is written.
@@ -241,11 +296,20 @@ def fit(
     trainable = torch.nn.ModuleList([network, modules])
     optimizer = make_optimizer(trainable, optim)
     num_images = len(dataset.train_labels)
-    steps_per_epoch = num_images // batch_size + (num_images % batch_size > 1)
+    num_shards = optim.batch_shards
+    steps_per_epoch = num_images // batch_size + (num_shards == 1 and num_images % batch_size > 1)
     if steps_per_epoch == 0:
-        raise ValueError(f"batch_size is {batch_size}; accepted: a data set of at least 2 images, this one has {num_images}")
-    trained = _compiled(network, config.numerics)
-    state = load_resume(hooks.checkpoint_dir, config.trial_id, device) if hooks.checkpoint_dir is not None else None
+        least = 2 if num_shards == 1 else batch_size
+        raise ValueError(f"batch_size is {batch_size}; accepted: a data set of at least {least} images, this one has {num_images}")
+    if optim.epochs > 0 and num_shards % team.size:  # imported weights are evaluated only
+        raise ValueError(f"batch_shards is {num_shards}; accepted: a multiple of the trial's {team.size} ranks")
+    if num_shards > 1 and objective.feature_terms:
+        names = ", ".join(objective.feature_terms)
+        raise ValueError(f"batch_shards is {num_shards}; accepted: 1 with {names}, which compares or remembers the images of whole batches")
+    trained: Any = _compiled(network, config.numerics)
+    if team.size > 1:
+        trained = team.wrap(StepLoss(trained, modules), finds_unused=len(stages) > 1)
+    state = _load_together(hooks.checkpoint_dir, config.trial_id, device, team)
     epochs: list[EpochMetrics] = []
     first_epoch, first_step, seconds = stages[0].first_epoch, 0, 0.0
     torch.manual_seed(config.seed)
@@ -262,14 +326,20 @@ def fit(
     losses = RunningLosses(stage_at(stages, first_epoch).objective.names, device)
     if state is not None:
         losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
+        if not team.is_leader:
+            losses.sums.zero_()  # the checkpoint has those of all ranks
     last_save = time.monotonic()
 
     def save(epoch: int, step: int, train_seconds: float) -> None:
         nonlocal last_save
+        last_save = time.monotonic()
         if hooks.checkpoint_dir is None:
             return
         if predictions is not None:
             predictions.flush()
+        losses.gather(team)
+        if not team.is_leader:
+            return
         save_resume(
             hooks.checkpoint_dir,
             {
@@ -286,7 +356,12 @@ def fit(
                 "rng_state": torch.get_rng_state(),
             },
         )
-        last_save = time.monotonic()
+
+    def accuracy_of(member: HierarchicalNet, part: str, *, with_branches: bool = False) -> Accuracy:
+        batches = data.evaluation_batches(part, rank=team.rank, size=team.size)
+        return evaluate_batches(
+            member, batches, num_images=data.num_images(part), mean=data.mean, std=data.std, with_branches=with_branches, team=team
+        )
 
     for epoch in range(first_epoch, optim.epochs):
         stage = stage_at(stages, epoch)
@@ -298,14 +373,17 @@ def fit(
         network.train(stage.trains_network)
         modules.train()
         started = time.monotonic() - seconds
-        for step in range(first_step, steps_per_epoch):
-            if hooks.should_stop is not None and hooks.should_stop():
+        own = batch_size // team.size  # images of each batch
+        firsts = [step * batch_size + team.rank * own for step in range(first_step, steps_per_epoch)]
+        batches = training_batches(data, [(order[first : first + own], views[first : first + own]) for first in firsts], dtype=dtype)
+        for step, batch in zip(range(first_step, steps_per_epoch), batches, strict=True):
+            asked = hooks.should_stop is not None and hooks.should_stop()
+            is_due = time.monotonic() - last_save > hooks.checkpoint_seconds
+            action = team.decide(STOP if asked else SAVE if is_due else GO_ON)
+            if action != GO_ON:
                 save(epoch, step, time.monotonic() - started)
+            if action == STOP:
                 raise TrialInterrupted(f"trial {config.trial_id} stopped at epoch {epoch}, step {step}")
-            if time.monotonic() - last_save > hooks.checkpoint_seconds:
-                save(epoch, step, time.monotonic() - started)
-            chosen = slice(step * batch_size, (step + 1) * batch_size)
-            batch = gather_batch(data, order[chosen], views[chosen], dtype=dtype)
             training_step(
                 trained,
                 stage.objective,
@@ -319,8 +397,11 @@ def fit(
                 epoch=stage_epoch,
                 num_epochs=stage.optim.epochs,
                 rotations=config.rotations,
+                num_parts=num_shards // team.size,
+                has_first_part=team.is_leader,
             )
-        mean_loss, mean_terms = losses.means(steps_per_epoch)  # waits for the device: the epoch's work is done
+        losses.gather(team)
+        mean_loss, mean_terms = losses.means(steps_per_epoch * num_shards)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:
             return FitResult(epochs=epochs, accuracy=None, diverged_step=bad)
@@ -332,10 +413,10 @@ def fit(
             save(epoch + 1, 0, train_seconds)
             continue
         evaluation_started = time.monotonic()
-        test = evaluate(network, data.test_images, data.test_labels, mean=data.mean, std=data.std)
-        val = evaluate(network, data.val_images, data.val_labels, mean=data.mean, std=data.std) if len(data.val_labels) else None
-        peer = network.peer
-        peer_test = evaluate(peer, data.test_images, data.test_labels, mean=data.mean, std=data.std) if peer is not None else None
+        team.share_buffers(network)
+        test = accuracy_of(network, "test")
+        val = accuracy_of(network, "val") if data.num_images("val") else None
+        peer_test = accuracy_of(network.peer, "test") if network.peer is not None else None
         epochs.append(
             EpochMetrics(
                 trial_id=config.trial_id,
@@ -359,12 +440,26 @@ def fit(
         if hooks.on_epoch is not None:
             hooks.on_epoch(epochs[-1])
     final, peer_final = (
-        evaluate(member, data.test_images, data.test_labels, mean=data.mean, std=data.std, with_branches=len(member.taps) > 0)
-        if member is not None
-        else None
+        accuracy_of(member, "test", with_branches=len(member.taps) > 0) if member is not None else None
         for member in (network, network.peer)
     )
     return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final)
+
+
+def _load_together(folder: Path | None, trial_id: str, device: torch.device, team: Team) -> dict[str, Any] | None:
+    """Return the resume file's state on every rank; where it can't be used each rank raises, after all have looked."""
+    if folder is None:
+        return None
+    team.barrier()
+    state, problem = None, None
+    try:
+        state = load_resume(folder, trial_id, device)
+    except CheckpointCorrupt as error:
+        problem = error
+    team.barrier()
+    if problem is not None:
+        raise problem
+    return state
 
 
 def _compiled(network: HierarchicalNet, numerics: NumericsConfig) -> Any:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hsakd.config import OptimConfig, TrialConfig
-from hsakd.data.datasets import Dataset
+from hsakd.data.streams import TrainingData
 from hsakd.losses.objective import Objective, TermContext
 from hsakd.models import HierarchicalNet
 from hsakd.models.counting import tap_shapes
@@ -36,7 +36,7 @@ def stage_at(stages: tuple[TrainingStage, ...], epoch: int) -> TrainingStage:
     return next(stage for stage in reversed(stages) if epoch >= stage.first_epoch)
 
 
-def term_context(config: TrialConfig, network: HierarchicalNet, dataset: Dataset) -> TermContext:
+def term_context(config: TrialConfig, network: HierarchicalNet, dataset: TrainingData) -> TermContext:
     """Return the shapes of a student and its teacher on this data (by a pass without memory), and the labels.
 
     Raises:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hsakd.config import NumericsConfig, TrialConfig
-from hsakd.data.datasets import Dataset, load_dataset
+from hsakd.data.streams import TrainingData, open_dataset
 from hsakd.losses.objective import Objective
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
 from hsakd.models.checkpoints import load_weights, save_weights, weights_sha256
@@ -29,6 +29,7 @@ from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
 from hsakd.training.loop import FitResult, LoopHooks, TrialInterrupted, fit
 from hsakd.training.mutual import attach_peer
 from hsakd.training.predictions import TeacherPredictions
+from hsakd.training.team import SOLO, Team
 
 __all__ = ["MissingTeacher", "RunContext", "TrialInterrupted", "TrialOutOfMemory", "run_trial"]
 
@@ -51,7 +52,8 @@ class RunContext:
 
     `bank_dir` and `bank_budget_bytes` are for teacher predictions (None: the defaults of `hsakd.training.bank`). `keep_checkpoints`
     "all" keeps resume files of finished trials, "last" their final weights only, "none" neither (for trials that nobody's teacher is).
-    `git_commit` None asks git (a node that got the code through Ray has no checkout).
+    `git_commit` None asks git (a node that got the code through Ray has no checkout). `num_ranks` processes share the trial's batches, on
+    a device each; `loader_workers` processes of each decode images that stay in their files.
     """
 
     store: ResultStore
@@ -65,6 +67,8 @@ class RunContext:
     attempt: int = 1
     keep_checkpoints: Literal["all", "last", "none"] = "last"
     git_commit: str | None = None
+    num_ranks: int = 1
+    loader_workers: int = 0
 
 
 def run_trial(
@@ -73,12 +77,14 @@ def run_trial(
     *,
     report: Report | None = None,
     should_stop: Callable[[], bool] | None = None,
+    team: Team = SOLO,
 ) -> TrialRecord:
     """Train, evaluate and record one trial, or return its record if it is already finished.
 
     An unfinished trial goes on from its checkpoint; a corrupted checkpoint is set aside and the trial starts anew. The weights are
     written before the epochs, the epochs before the row: a row that exists is complete. A non-finite loss is a record with status
-    "diverged".
+    "diverged". With `num_ranks` above 1 the work is done by that many processes, which end with this call; each of them calls this with
+    its `team`, and only the leader writes.
 
     Raises:
         KeyError, ValueError: an unknown name, missing data, or a value that doesn't fit.
@@ -90,6 +96,10 @@ def run_trial(
     done = store.finished(config.trial_id)
     if done is not None and (done.has_weights or done.status != "complete" or context.keep_checkpoints == "none"):
         return done
+    if context.num_ranks > 1 and team.size == 1 and config.detection is None:
+        from hsakd.training.ranks import run_ranks
+
+        return run_ranks(config, context, report=report, should_stop=should_stop)
     torch.set_num_threads(context.num_threads)
     set_numerics(config.numerics)
     hooks = LoopHooks(
@@ -106,16 +116,16 @@ def run_trial(
     started = time.monotonic()
     device = torch.device(context.device)
     with naming_lack_of_memory(config, context):
-        dataset = load_dataset(config.data, context.data_dir, download=context.download)
+        dataset = open_dataset(config.data, context.data_dir, download=context.download, num_workers=context.loader_workers)
         network = _initialized_network(config, dataset, store).to(device)
         predictions = teacher_predictions(config, dataset, context, device)
-        fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks)
+        fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks, team)
     epochs, accuracy = fit_result.epochs, fit_result.accuracy
     weights_digest, peer = "", network.peer
     network.peer = None  # what is saved, counted and distilled from is one network
     peer_epochs = [row.top1_test_peer for row in epochs if row.top1_test_peer is not None]
     if accuracy is not None:
-        if context.keep_checkpoints != "none":
+        if context.keep_checkpoints != "none" and team.is_leader:
             store.checkpoint_dir(config.trial_id).mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
             if peer is not None:
                 save_weights(peer, store.checkpoint_dir(config.trial_id) / PEER_WEIGHTS_FILE, layout="ours", notes=dataset.notes)
@@ -154,9 +164,11 @@ def run_trial(
         bank_misses=sum(row.bank_misses for row in epochs),
         weights_sha256=weights_digest,
         has_weights=accuracy is not None and context.keep_checkpoints != "none",
+        num_ranks=team.size,
         **provenance(config, context, started),
     )
-    finish_trial(record, epochs, context)
+    if team.is_leader:
+        finish_trial(record, epochs, context)
     return record
 
 
@@ -202,30 +214,37 @@ def naming_lack_of_memory(config: TrialConfig, context: RunContext) -> Iterator[
 def _fit_from_checkpoint(
     config: TrialConfig,
     network: HierarchicalNet,
-    dataset: Dataset,
+    dataset: TrainingData,
     predictions: TeacherPredictions | None,
     device: torch.device,
     context: RunContext,
     hooks: LoopHooks,
+    team: Team,
 ) -> FitResult:
     try:
-        return from_checkpoint(config, context, lambda: fit(config, network, dataset, predictions=predictions, device=device, hooks=hooks))
+        return from_checkpoint(
+            config,
+            context,
+            lambda: fit(config, network, dataset, predictions=predictions, device=device, hooks=hooks, team=team),
+            is_leader=team.is_leader,
+        )
     finally:
         if predictions is not None:
             predictions.flush()
             predictions.close()
 
 
-def from_checkpoint(config: TrialConfig, context: RunContext, train: Callable[[], T]) -> T:
-    """Train; a broken checkpoint is set aside and costs its progress, no more."""
+def from_checkpoint(config: TrialConfig, context: RunContext, train: Callable[[], T], *, is_leader: bool = True) -> T:
+    """Train; a broken checkpoint is set aside (by the leader of a team) and costs its progress, no more."""
     try:
         return train()
     except CheckpointCorrupt:
-        context.store.set_aside(context.store.checkpoint_dir(config.trial_id) / RESUME_FILE)
+        if is_leader:
+            context.store.set_aside(context.store.checkpoint_dir(config.trial_id) / RESUME_FILE)
         return train()
 
 
-def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultStore) -> HierarchicalNet:
+def _initialized_network(config: TrialConfig, dataset: TrainingData, store: ResultStore) -> HierarchicalNet:
     network = create_network(
         config.network,
         num_classes=dataset.num_classes,
@@ -245,7 +264,7 @@ def _initialized_network(config: TrialConfig, dataset: Dataset, store: ResultSto
     return network.double() if config.numerics.precision == "float64" else network
 
 
-def teacher_predictions(config: TrialConfig, dataset: Dataset, context: RunContext, device: torch.device) -> TeacherPredictions | None:
+def teacher_predictions(config: TrialConfig, dataset: TrainingData, context: RunContext, device: torch.device) -> TeacherPredictions | None:
     """Return what a student's objective asks its teacher through; None where it asks no teacher."""
     objective = Objective.from_config(config.objective)
     if config.teacher is None or not objective.reads_teacher:

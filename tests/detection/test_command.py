@@ -82,7 +82,7 @@ def test_missing_data_end_the_command_with_one_sentence_and_nothing_is_written(r
 def test_values_that_cant_be_used_are_named(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for values, said in (
         ({"trainable_layers": 6}, "--trainable-layers is 6; accepted: 0 to 5"),
-        ({"batch_size": 0}, "--batch-size is 0; accepted: 1 or more images"),
+        ({"batch_size": 0}, "--batch-size is 0; accepted: 1 or more"),
         ({"image_size": 16}, "--image-size is 16; accepted: 32 or more pixels"),
     ):
         with pytest.raises(ValueError, match=said):

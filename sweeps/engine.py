@@ -62,6 +62,7 @@ HEARTBEAT_SECONDS = 2.0
 NODE_CHECK_SECONDS = 300.0
 ADDRESS_SECONDS = 20.0
 RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
+LOW_MEMORY = "running low on memory"  # how Ray says that its memory monitor killed workers; Tune then raises a RuntimeError
 START_SECONDS = 20.0  # a fresh process, its imports and the data set, before the first step
 PLAN_SECONDS = 5.0
 LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/session_DATE_TIME_PID/sockets/plasma_store
@@ -415,7 +416,8 @@ class ScheduleSearcher(Searcher):
                 self.packing.alone.add(own_id)
                 share = self.packing.loosen(config.network)
                 schedule.put_back(own_id)
-                self.say(f"no memory {describe(config)}; again alone, {config.network} gets {share:.2g} GPU each from now on")
+                from_now_on = f", {config.network} gets {share:.2g} GPU each from now on" if self.options.gpus else ""
+                self.say(f"no memory {describe(config)}; again alone{from_now_on}")
                 return
             record = self._failure(config, "out_of_memory")
         if record is None and outcome == "unfit":
@@ -443,6 +445,17 @@ class ScheduleSearcher(Searcher):
         self.say(f"{record.status:8s} {describe(config)}  {news}")
         if (sentence := doubt(record)) is not None:
             self.say(sentence)
+
+    def take_lack_of_host_memory(self, reason: str) -> None:
+        """Tell the schedule that Ray killed workers since their node ran low on memory: it doesn't say whose, so all that ran are tried
+        again, alone."""
+        from hsakd.training.trial import TrialOutOfMemory
+
+        self.say(reason.removeprefix("Caught unexpected exception: "))
+        for own_id in list(self.schedule.running):
+            attempt = 1 + len(read_errors(self.schedule.store, own_id))
+            note_error(self.schedule.store, own_id, attempt, TrialOutOfMemory(reason))
+            self._take_end(own_id, {"outcome": "out_of_memory"}, is_error=False)
 
     def _visible_record(self, config: TrialConfig, *, is_certain: bool) -> TrialRecord | None:
         """Return the record that the worker wrote; one that certainly was written may take a while to be seen here."""
@@ -726,15 +739,17 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
     for stale in options.out.glob(".*.tmp"):
         stale.unlink(missing_ok=True)
     try:
-        with ray_cluster(options, folder):
-            nodes = Nodes(options, say)
-            nodes.wait_for_checks()
-            check_gpus(options, nodes, say)
-            experiments = folder / "tune" if options.address is None else options.out / f".tune-{secrets.token_hex(4)}"
-            try:
-                _run_tuner(schedule, options, nodes, experiments, say)
-            finally:
-                shutil.rmtree(experiments, ignore_errors=True)
+        is_over = False
+        while not is_over:
+            with ray_cluster(options, folder):
+                nodes = Nodes(options, say)
+                nodes.wait_for_checks()
+                check_gpus(options, nodes, say)
+                experiments = folder / "tune" if options.address is None else options.out / f".tune-{secrets.token_hex(4)}"
+                try:
+                    is_over = _run_tuner(schedule, options, nodes, experiments, say)
+                finally:
+                    shutil.rmtree(experiments, ignore_errors=True)
     except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
         schedule.is_stopping = True
     finally:
@@ -749,8 +764,8 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
         sys.stdout.flush()
 
 
-def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experiments: Path, say: Callable[[str], None]) -> None:
-    """Let Ray's one Tuner work the schedule off."""
+def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experiments: Path, say: Callable[[str], None]) -> bool:
+    """Let Ray's one Tuner work the schedule off; return False where it broke for want of host memory and a new one is to go on."""
 
     received: list[int] = []
 
@@ -793,8 +808,14 @@ def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experim
         schedule.is_stopping = True
     except (tune.TuneError, ray.exceptions.RayError) as error:
         say(f"Ray ended the sweep: {str(error).strip().splitlines()[-1]}")
+    except RuntimeError as error:
+        if LOW_MEMORY not in str(error):
+            raise
+        searcher.take_lack_of_host_memory(str(error).partition("\n")[0])
+        return schedule.is_stopping
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         for trial_id in list(schedule.running):
             schedule.interrupt(trial_id)
+    return True

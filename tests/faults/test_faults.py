@@ -234,3 +234,22 @@ def test_an_interrupt_of_the_whole_group_stops_tidily_and_leaves_nothing_behind(
     shutil.rmtree(temporary)
     assert not [pid for pid in tree if Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert sorted(path.name for path in out.iterdir() if path.name.startswith((".", "stop", "progress"))) == []
+
+
+@pytest.mark.slow
+def test_workers_that_ray_kills_for_want_of_host_memory_are_tried_again_alone_and_then_recorded(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    few = ("--methods", "Student", "--seeds", "2")
+    driver = start(out, *few, seconds=600, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="250")  # always too little
+    output, errors = driver.communicate(timeout=400)
+    assert driver.returncode == 1, output + errors
+    assert "Traceback" not in output + errors
+    assert "running low on memory" in output
+    assert "again alone" in output
+    store = ResultStore(out)
+    records = [store.read_trial(trial_id) for trial_id in store.trial_ids()]
+    assert [(record.status, record.attempts) for record in records if record is not None] == [("out_of_memory", 2)] * 2
+    shutil.rmtree(out / "trials")
+    again = start(out, *few, seconds=0)
+    output, errors = again.communicate(timeout=200)
+    assert again.returncode == 0, output + errors

@@ -9,7 +9,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -395,7 +395,7 @@ def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
     box = io.StringIO()
     try:
         with redirect_stderr(box):
-            given = tyro.cli(twin, args=arguments, config=(tyro.conf.SuppressFixed,))
+            given: Any = tyro.cli(twin, args=arguments, config=(tyro.conf.SuppressFixed,))
     except SystemExit as end:
         if end.code:
             refuse(_sentence(box.getvalue()))

@@ -9,10 +9,10 @@ import hashlib
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ ZIP_START, PICKLE_START = b"PK", b"\x80"  # torch.save's format, and its old one
 _WRAPPERS: Mapping[str, Origin] = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
 _MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
 """Who uses which stem stride: the state dicts can't tell."""
-_NUMBERS = [
+_SCALAR = cast(Callable[..., Any], np.float64(0).__reduce__()[0])
+_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     np.dtype,
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
-    *((type(np.float64(0)).__reduce__(np.float64(0))[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 """What unpickling a NumPy number calls: accuracies in others' files may be one. It builds numbers, nothing else."""
 

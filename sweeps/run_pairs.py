@@ -2,8 +2,8 @@
 
 import os
 import shlex
-import signal
 import shutil
+import signal
 import sys
 import time
 from collections import Counter

@@ -201,6 +201,9 @@ def main(options: ExportOptions) -> int:
     except (ValueError, KeyError) as error:
         print(f"error: {error.args[0]}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: --out can't be written ({error}); accepted: a folder", file=sys.stderr)
+        return 2
     accuracy = "" if card.top1 is None else f", top-1 {card.top1:.2f} %"
     print(f"{card.network} ({card.parameters:,} parameters, {len(card.classes)} classes{accuracy}) written to {folder}")
     return 0

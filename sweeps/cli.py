@@ -1,13 +1,15 @@
 """The one parser: options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
 
+import io
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -147,6 +149,12 @@ class SweepOptions:
         has_bank = self.predictions == "bank"
         _check("bank_dtype", self.bank_dtype, has_bank or self.bank_dtype == "float16", "float32 with --predictions bank only")
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
+        _check("checkpoint_minutes", self.checkpoint_minutes, 0 <= self.checkpoint_minutes < math.inf, "minutes, 0 or more")
+        budget = self.bank_budget
+        _check("bank_budget", budget, budget is None or 0 <= budget < math.inf, "gigabytes, 0 or more")
+        for name in ("pairs", "methods"):
+            names = getattr(self, name)
+            _check(name, " ".join(names), len(set(names)) == len(names), "each one once")
         for method in self.methods:
             _check("methods", method, method in METHODS, ", ".join(METHODS))
             if needs_library(method) and find_spec("torchdistill") is None:
@@ -376,12 +384,38 @@ def _check(name: str, value: object, is_accepted: object, accepted: str) -> None
         raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")
 
 
-def parse(options: Callable[..., O], arguments: Sequence[str] | None = None) -> O:
-    """Parse the command line into `options`; bad input is one sentence on stderr and exit status 2."""
+def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
+    """Parse the command line into the dataclass `options`; bad input is one sentence on stderr and exit status 2.
+
+    tyro would draw boxes around what the dataclass refuses; so it fills a twin that refuses nothing.
+    """
+    twin = type(
+        options.__name__, (options,), {"__post_init__": lambda _: None, "__doc__": options.__doc__, "__module__": options.__module__}
+    )
+    box = io.StringIO()
     try:
-        return tyro.cli(options, args=arguments, config=(tyro.conf.SuppressFixed,))
+        with redirect_stderr(box):
+            given: Any = tyro.cli(twin, args=arguments, config=(tyro.conf.SuppressFixed,))
+    except SystemExit as end:
+        if end.code:
+            refuse(_sentence(box.getvalue()))
+        raise
+    try:
+        return options(**{item.name: getattr(given, item.name) for item in fields(options)})  # type: ignore[arg-type]
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]) if error.args else str(error))
+
+
+def _sentence(box: str) -> str:
+    """Return in one line what tyro says in a box, above its rule; of a number that is none, in our words."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    rule = next((index for index, line in enumerate(lines) if set(line) == {"─"}), len(lines))
+    text = " ".join(filter(None, lines[:rule])) or box.strip()
+    number = re.match(r"Error parsing (--\S+): .*?\b(int|float)\b.*?'([^']*)'", text, re.IGNORECASE)
+    if number is None:
+        return f"{text} (see --help)"
+    name, kind, value = number.groups()
+    return f"{name} is {value}; accepted: a {'whole ' if kind.lower() == 'int' else ''}number"
 
 
 def refuse(sentence: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -97,6 +98,7 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
         return 0
     out = options.out.resolve()
     store = ResultStore(out)
+    is_new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / "driver.lock")
@@ -105,7 +107,7 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
         refuse(f"--out is {options.out}, in which another driver is at work; accepted: another folder, or wait for it to end")
     except OSError as error:
         refuse(f"--out is {options.out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
-    with lock:
+    with lock, nothing_left_if_refused(out, is_new=is_new):
         try:
             return run_locked(options, store, lines, started)
         except KeyboardInterrupt:
@@ -126,6 +128,17 @@ def earlier_plan(store: ResultStore) -> list[PlanEntry]:
         aside = store.set_aside(store.plan_path)
         print(f"{error}; moved to {aside}. Other commands that ran in this folder bring their lines back when run again", file=sys.stderr)
         return []
+
+
+@contextmanager
+def nothing_left_if_refused(out: Path, *, is_new: bool) -> Iterator[None]:
+    """Delete what a command that is refused has written into a folder that was new (plan, journal, lock)."""
+    try:
+        yield
+    except SystemExit:
+        if is_new and not (out / "checkpoints").exists() and not (out / "trials").exists():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry]:

@@ -1,23 +1,27 @@
 """`python sweeps/run_trial.py TRIAL_ID|FILE --out OUT`: runs one trial without Ray, for debugging and for reproducing a table entry."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps.cli import parse, refuse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialOptions:
-    """Run one trial, in this process, and print its epochs."""
+    """Run one trial in this process and print its epochs; before it, the trials whose weights it needs, if they aren't in --out."""
 
     trial: tyro.conf.Positional[str]
-    """A trial id of --out, or a JSON file of a trial's configuration."""
+    """A trial id of --runs, or a JSON file of a trial's configuration."""
     out: Path
-    """Result folder."""
+    """Result folder; what is finished there is not run again."""
+    runs: Path | None = None
+    """The folder in which a trial id is looked up; default: --out."""
     data_dir: Path | None = None
     """Where data sets lie."""
     device: str = "cpu"
@@ -25,35 +29,84 @@ class TrialOptions:
     threads: int = 1
     """CPU threads."""
 
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"--threads is {self.threads}; accepted: 1 or more")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"--out is {self.out}; accepted: a folder")
 
-def find_config(trial: str, store: ResultStore) -> TrialConfig:
+
+def find_config(trial: str, runs: ResultStore) -> TrialConfig:
     """Return the configuration of a trial id (from its record or the plan) or of a JSON file; raises ValueError if there is none."""
     if Path(trial).is_file():
-        return TrialConfig.from_json(Path(trial).read_text())
-    record = store.read_trial(trial)
+        try:
+            return TrialConfig.from_json(Path(trial).read_text())
+        except (ValueError, KeyError, OSError) as error:
+            reason = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+            raise ValueError(f"trial is {trial}; accepted: a JSON file of a trial's configuration ({reason})") from error
+    record = runs.read_trial(trial)
     if record is not None:
         return record.config
-    entry = next((entry for entry in store.read_plan() if entry.trial_id == trial), None)
+    entry = next((entry for entry in runs.read_plan() if entry.trial_id == trial), None)
     if entry is None:
-        raise ValueError(f"trial is {trial!r}; accepted: a trial id of {store.root}, or a JSON file")
+        raise ValueError(f"trial is {trial!r}; accepted: a trial id of {runs.root}, or a JSON file")
     return TrialConfig.from_json(entry.config_json)
+
+
+def with_requirements(config: TrialConfig) -> Iterator[TrialConfig]:
+    """Yield the trials whose weights `config` reads, directly or not, each before those that read it; then `config`."""
+    for required in config.requirements():
+        yield from with_requirements(required)
+    yield config
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError where PyTorch can't compute on the device `name`."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device is {name}; accepted: a device that PyTorch has here, as cpu ({str(error).splitlines()[0]})") from error
 
 
 def main() -> int:
     """Run the command."""
     options = parse(TrialOptions)
-    from hsakd.training.trial import RunContext, run_trial
+    from hsakd.training.trial import RunContext, TrialOutOfMemory, run_trial
 
     store = ResultStore(options.out.resolve())
     context = RunContext(store=store, data_dir=options.data_dir, device=options.device, num_threads=options.threads)
     try:
-        config = find_config(options.trial, store)
-        record = run_trial(config, context, report=lambda row: print(f"epoch {row.epoch}: loss {row.loss:.4f}, {row.result}"))
+        config = find_config(options.trial, ResultStore((options.runs or options.out).resolve()))
+        check_device(options.device)
+        for trial in dict.fromkeys(with_requirements(config)):
+            is_finished = store.finished(trial.trial_id) is not None
+            print(
+                f"{trial.trial_id}: {trial.role} {trial.network}, {'already in' if is_finished else 'trained into'} {options.out}",
+                flush=True,
+            )
+            record = run_trial(trial, context, report=print_epoch)
+            print_result(record)
+            if record.status != "complete":
+                return 1
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
+    except (OSError, TrialOutOfMemory) as error:
+        refuse(str(error))
+    return 0
+
+
+def print_epoch(row: EpochMetrics) -> None:
+    """Print an epoch's line."""
+    print(f"epoch {row.epoch}: loss {row.loss:.4f}, {row.result}", flush=True)
+
+
+def print_result(record: TrialRecord) -> None:
+    """Print how a trial ended."""
     best = record.top1_best_test if record.map50_best_test is None else record.map50_best_test
-    print(f"{record.trial_id}: {record.status}, {record.result or 'no result'} (last), {best} % (best test epoch)")
-    return 0 if record.status == "complete" else 1
+    best_text = "" if best is None else f" (last), {best:.2f} % (best test epoch)"
+    print(f"{record.trial_id}: {record.status}, {record.result or record.error or 'no result'}{best_text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ anything but weights is refused without being executed.
 import hashlib
 import os
 import pickle
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -30,6 +32,13 @@ ZIP_START, PICKLE_START = b"PK", b"\x80"  # torch.save's format, and its old one
 _WRAPPERS: Mapping[str, Origin] = {"net": "hsakd", "model": "crd", "state_dict": "sskd"}
 _MOBILENETS: Mapping[str, str] = {"hsakd": "mobilenetv2_half", "crd": "mobilenetv2_half_s2", "sskd": "mobilenetv2_half_s2"}
 """Who uses which stem stride: the state dicts can't tell."""
+_SCALAR = cast(Callable[..., Any], np.float64(0).__reduce__()[0])
+_NUMBERS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What unpickling a NumPy number calls: accuracies in others' files may be one. It builds numbers, nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +60,10 @@ class LoadReport:
         return not any(name.startswith("auxiliary_classifiers.") for name in self.loaded)
 
     def __str__(self) -> str:
-        left_out = f", without {len(self.missing)} tensors that the file lacks" if self.missing else ""
-        return f"{'backbone' if self.is_backbone_only else 'network'} loaded, format {self.format!r}: {len(self.loaded)} tensors{left_out}"
+        what = "backbone" if self.is_backbone_only else "network"
+        lacking = f", without {len(self.missing)} tensors that the file lacks" if self.missing else ""
+        unused = f"; {len(self.ignored)} of auxiliary classifiers that this network was built without" if self.ignored else ""
+        return f"{what} loaded, format {self.format!r}: {len(self.loaded)} tensors{lacking}{unused}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,12 +252,15 @@ def _read(path: Path) -> _Weights:
     if not start.startswith((ZIP_START, PICKLE_START)):
         raise ValueError(f"{path}: refused: not a weights file, or truncated (neither safetensors nor torch.save's format)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS), warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and "Unsupported" in str(error):
             raise ValueError(f"{path}: refused, unexecuted: this pickle holds more than weights; save its state dict alone") from error
         raise ValueError(f"{path}: not a weights file, or truncated, or a pickle with more than weights (refused, unexecuted)") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError, AttributeError) as error:
+        if "TorchScript" in str(error):
+            raise ValueError(f"{path}: refused, unexecuted: a TorchScript program, not weights; save its state dict alone") from error
         raise ValueError(f"{path}: truncated, or not a weights file ({str(error).splitlines()[0] if str(error) else 'empty'})") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not weights")

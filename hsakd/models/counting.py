@@ -30,14 +30,18 @@ def count_parameters(network: HierarchicalNet) -> Counts:
 
 
 def count_multi_adds(network: HierarchicalNet, image_size: int) -> Counts:
-    """Count multiply-adds of one row of `image_size` pixels: convolutions and linear layers only, no bias, BN, activation or pooling."""
+    """Count multiply-adds of one row of `image_size` pixels: convolutions and linear layers only, no bias, BN, activation or pooling.
+
+    Nor products of a timm transformer's attention, which have no weights.
+    """
     twin = _meta_twin(network)
     totals: dict[str, int] = {}
 
     def hook_for(part: str) -> object:
         def add(module: nn.Module, _: tuple[Tensor, ...], result: Tensor) -> None:
             assert isinstance(module, nn.Conv2d | nn.Linear)
-            outputs = result[0].numel() // result.shape[1] if isinstance(module, nn.Conv2d) else 1
+            width = result.shape[1] if isinstance(module, nn.Conv2d) else result.shape[-1]  # a transformer's linear layers see tokens
+            outputs = result.numel() // width
             totals[part] = totals.get(part, 0) + module.weight.numel() * outputs
 
         return add

@@ -85,15 +85,15 @@ class HierarchicalNet(nn.Module):
     again without downsampling (section 3.2 of the paper, appendix of the authors' code).
 
     Raises:
-        ValueError: a tap is not one of the network's stages.
+        ValueError: a tap is not one of the network's stages, or they don't rise.
     """
 
     def __init__(self, name: str, spec: BackboneSpec, *, num_classes: int, num_rotations: int, taps: tuple[int, ...] | None) -> None:
         super().__init__()
         num_stages = len(spec.stages)
-        self.taps = tuple(range(1, num_stages + 1)) if taps is None else taps
-        if not set(self.taps) <= set(range(1, num_stages + 1)):
-            raise ValueError(f"taps is {self.taps}; accepted for {name}: stages 1 to {num_stages}")
+        self.taps = tuple(range(1, num_stages + 1)) if taps is None else tuple(taps)
+        if list(self.taps) != sorted(set(self.taps) & set(range(1, num_stages + 1))):
+            raise ValueError(f"taps is {self.taps}; accepted for {name}: rising stage numbers from 1 to {num_stages}")
         self.name, self.spec = name, spec
         self.num_classes, self.num_rotations, self.num_branches = num_classes, num_rotations, num_stages
         self.is_frozen = False

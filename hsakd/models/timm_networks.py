@@ -15,17 +15,21 @@ from hsakd.models.backbone import BackboneSpec, PartInit, Stage, basic_block
 
 PREFIX = "timm/"
 MAX_TAPS = 4
+ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+"""timm's switches for models that are made for images of one size (Swin's, ViT's), tried in this order."""
 
 
 class TimmExtractor(nn.Module):
-    """The feature maps of a timm model, shallow to deep."""
+    """The feature maps [R, C, H, W] of a timm model, shallow to deep; some (Swin, MambaOut) give [R, H, W, C]."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, ends_in_channels: bool) -> None:
         super().__init__()
         self.model = model
+        self.ends_in_channels = ends_in_channels
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model(rows))
+        maps = tuple(self.model(rows))
+        return tuple(one.permute(0, 3, 1, 2) for one in maps) if self.ends_in_channels else maps
 
 
 def timm_spec(name: str, seed: int) -> BackboneSpec:
@@ -49,18 +53,24 @@ def timm_spec(name: str, seed: int) -> BackboneSpec:
             torch.manual_seed(seed)
             return timm.create_model(model_name, pretrained=False, features_only=True, **options)
 
-    try:
-        with torch.device("meta"):
-            num_maps = len(create().feature_info)
-        options = {"out_indices": tuple(range(max(0, num_maps - MAX_TAPS), num_maps))}
-        model = create(**options)
-        channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
-        with torch.no_grad():
-            maps = model.eval()(torch.zeros(1, 3, 64, 64))
-    except Exception as error:
-        raise ValueError(f"network {name!r}: no stage features at 64 px ({error})") from error
-    if [tuple(one.shape[1:2]) for one in maps] != [(width,) for width in channels] or any(one.dim() != 4 for one in maps):
-        raise ValueError(f"network {name!r}: its stage features aren't [R, C, H, W] maps")
+    problem: Exception | None = None
+    for switches in ANY_SIZE:
+        try:
+            with torch.device("meta"):
+                num_maps = len(create(**switches).feature_info)
+            options = {"out_indices": tuple(range(max(0, num_maps - MAX_TAPS), num_maps)), **switches}
+            model = create(**options)
+            channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
+            with torch.no_grad():
+                shapes = [tuple(one.shape) for one in model.eval()(torch.zeros(1, 3, 64, 64))]
+            break
+        except Exception as error:
+            problem = problem or error
+    else:
+        raise ValueError(f"network {name!r}: no stage features at 64 px ({problem})") from problem
+    channel_axis = next((axis for axis in (1, 3) if [shape[axis:][:1] for shape in shapes] == [(width,) for width in channels]), None)
+    if channel_axis is None or any(len(shape) != 4 for shape in shapes):
+        raise ValueError(f"network {name!r}: its stage features aren't maps of {tuple(channels)} channels, but {shapes}")
 
     def stage(width: int, stride: int) -> Stage:
         def build(in_channels: int, *, downsample: bool) -> nn.Module:
@@ -78,5 +88,5 @@ def timm_spec(name: str, seed: int) -> BackboneSpec:
         out_channels=channels[-1],
         backbone_init=PartInit(conv="torch"),
         branch_init=PartInit(conv="he", zero_bias=True),
-        extractor=lambda: TimmExtractor(create(**options)),
+        extractor=lambda: TimmExtractor(create(**options), ends_in_channels=channel_axis == 3),
     )

@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,6 +206,25 @@ def test_truncated_files_are_refused(layout: Any, fraction: float, tmp_path: Pat
     (tmp_path / "cut").write_bytes(content[: int(fraction * len(content))])
     with pytest.raises(ValueError, match=r"truncated|not a weights file"):
         load_weights(network, tmp_path / "cut")
+
+
+@pytest.mark.parametrize("accuracy", [np.float64(0.74), np.float32(0.74), np.int64(74)])
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"])
+def test_an_accuracy_that_is_a_numpy_number_is_no_reason_to_refuse(accuracy: Any, module: bytes, tmp_path: Path) -> None:
+    """Of NumPy 2 and of NumPy 1, which wrote the literature's files."""
+    source = create_network("resnet8", num_classes=5, seed=1)
+    torch.save({"net": authors_state(source), "acc": accuracy, "epoch": 239}, tmp_path / "file.pth.tar")
+    with zipfile.ZipFile(tmp_path / "file.pth.tar") as there, zipfile.ZipFile(tmp_path / "other.pth.tar", "w") as here:
+        for name in there.namelist():
+            here.writestr(name, there.read(name).replace(b"numpy._core.multiarray", module))
+    network = create_network("resnet8", num_classes=5)
+    assert load_weights(network, tmp_path / "other.pth.tar").format == "hsakd"
+    assert weights_sha256(network) == weights_sha256(source)
+
+
+def test_a_whole_file_says_what_a_network_with_fewer_branches_leaves() -> None:
+    report = load_weights(create_network("resnet8", num_classes=5, taps=()), authors_state(create_network("resnet8", num_classes=5)))
+    assert str(report).endswith(f"tensors; {len(report.ignored)} of auxiliary classifiers that this network was built without")
 
 
 class Trap:

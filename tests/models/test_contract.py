@@ -181,8 +181,9 @@ def test_branches_can_be_chosen_at_build_and_at_call(name: str) -> None:
     assert torch.equal(got.joint_logits[1], expected.joint_logits[2])
     assert len(chosen.joint_logits) == 1
     assert torch.equal(chosen.joint_logits[0], expected.joint_logits[2])
-    with pytest.raises(ValueError, match="taps is"):
-        create_network(name, num_classes=4, taps=(9,))
+    for taps in ((9,), (0,), (2, 1), (1, 1)):
+        with pytest.raises(ValueError, match="taps is"):
+            create_network(name, num_classes=4, taps=taps)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
-from hsakd.models import create_network
+from hsakd.models import count_multi_adds, create_network
 from hsakd.records import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import SweepOptions
@@ -29,6 +30,22 @@ def test_a_timm_model_gets_branches_on_its_stages() -> None:
     assert [logits.shape for logits in output.joint_logits] == [(2, 20)] * 4
     (output.logits.sum() + sum(logits.sum() for logits in output.joint_logits)).backward()
     assert [key for key, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("model", ["mambaout_femto", "vit_tiny_patch16_224", "convnext_atto"])
+def test_maps_that_end_in_channels_and_models_of_one_image_size_are_taken_and_counted(model: str) -> None:
+    """MambaOut gives [R, H, W, C]; ViT is made for 224 px. Multi-adds against PyTorch's own counter, where no attention is in between."""
+    network = create_network(f"timm/{model}", num_classes=5, taps=()).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = network(torch.randn(1, 3, 32, 32))
+    assert [maps.shape[1] for maps in output.features] == [stage.out_channels for stage in network.spec.stages]
+    if not model.startswith("vit"):
+        assert 2 * count_multi_adds(network, 32).total == counter.get_total_flops()
+
+
+def test_a_model_that_fits_no_small_image_is_one_sentence() -> None:
+    with pytest.raises(ValueError, match="network 'timm/levit_128s': no stage features at 64 px"):
+        create_network("timm/levit_128s", num_classes=5)
 
 
 def test_its_weights_depend_on_the_seed_only() -> None:

@@ -1,0 +1,53 @@
+"""`run_trial.py`: one trial without Ray, from an id or a file, and what it says of bad input."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.records import ResultStore
+from hsakd.training.trial import RunContext, run_trial
+
+ROOT = Path(__file__).parents[2]
+OPTIM = OptimConfig(epochs=1, batch_size=32, milestones=())
+BASELINE = TrialConfig(network="resnet8_half", data=DataConfig(dataset="digits", train_subset=64), optim=OPTIM, taps=())
+KD = replace(BASELINE, teacher=BASELINE, seed=1, objective=ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9))))
+
+
+def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, str(ROOT / "sweeps" / "run_trial.py"), *map(str, arguments)]
+    return subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_a_table_entry_is_reproduced_elsewhere_with_the_teacher_that_it_needs(tmp_path: Path) -> None:
+    there, here = ResultStore(tmp_path / "there"), ResultStore(tmp_path / "here")
+    expected = [run_trial(config, RunContext(store=there)) for config in (BASELINE, KD)]
+    result = command(KD.trial_id, "--runs", there.root, "--out", here.root)
+    assert result.returncode == 0, result.stderr
+    for record in expected:
+        again = here.read_trial(record.trial_id)
+        assert again is not None
+        assert again.weights_sha256 == record.weights_sha256
+    (tmp_path / "kd.json").write_text(KD.to_json())
+    result = command(tmp_path / "kd.json", "--out", here.root)
+    assert result.stdout.count("already in") == 2
+    assert "epoch" not in result.stdout.replace("test epoch", "")
+
+
+def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text.json").write_text("no JSON")
+    (tmp_path / "trial.json").write_text(BASELINE.to_json())
+    out = tmp_path / "out"
+    for arguments, sentence in (
+        (("nothing", "--out", out), f"trial is 'nothing'; accepted: a trial id of {out}, or a JSON file"),
+        ((tmp_path / "text.json", "--out", out), "accepted: a JSON file of a trial's configuration (not JSON"),
+        ((tmp_path / "trial.json", "--out", out, "--device", "abacus"), "--device is abacus; accepted"),
+        ((tmp_path / "trial.json", "--out", out, "--threads", "0"), "--threads is 0; accepted: 1 or more"),
+        ((tmp_path / "trial.json", "--out", tmp_path / "text.json"), "text.json; accepted: a folder"),
+    ):
+        result = command(*arguments)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert sentence in result.stderr
+    assert not out.exists()

@@ -63,6 +63,7 @@ NODE_CHECK_SECONDS = 300.0
 ADDRESS_SECONDS = 20.0
 RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
 LOW_MEMORY = "running low on memory"  # how Ray says that its memory monitor killed workers; Tune then raises a RuntimeError
+RAY_STARTS = 3
 START_SECONDS = 20.0  # a fresh process, its imports and the data set, before the first step
 PLAN_SECONDS = 5.0
 LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/session_DATE_TIME_PID/sockets/plasma_store
@@ -666,10 +667,19 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
             except ConnectionError as error:
                 raise Unfit(f"--address is {options.address}, but no Ray cluster was found; accepted: the head's HOST:PORT") from error
         else:
+            start_ray(options, folder)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_ray(options: EngineOptions, folder: Path) -> None:
+    """Start a local Ray; on a machine so busy that its processes don't answer in time (Ray waits for 30 s), once more."""
+    trials_at_once = options.gpus * options.packing.most_per_gpu() or options.packing.ranks_per_trial
+    for starts_left in reversed(range(RAY_STARTS)):
+        try:
             ray.init(
-                num_cpus=max(
-                    num_cores(), options.threads * (options.gpus * options.packing.most_per_gpu() or options.packing.ranks_per_trial)
-                ),
+                num_cpus=max(num_cores(), options.threads * trials_at_once),
                 include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -677,9 +687,15 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
                 _temp_dir=str(folder),
                 num_gpus=None if options.gpus else 0,
             )
-        yield
-    finally:
-        ray.shutdown()
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if starts_left == 0:
+                reason = str(error).strip().partition("\n")[0]
+                raise Unfit(
+                    f"Ray could not be started in {RAY_STARTS} attempts ({reason}); accepted: a machine with time for it"
+                ) from error
+        else:
+            return
 
 
 def check_address(address: str) -> None:

@@ -92,6 +92,15 @@ def out_of_memory(config: TrialConfig, context: RunContext, **more: object) -> T
     return run(config, context, **more)  # type: ignore[arg-type]
 
 
+def hungry(config: TrialConfig, context: RunContext, **more: object) -> TrialRecord:
+    """Take ever more memory, until somebody ends this."""
+    del config, context, more
+    taken = []
+    while True:
+        taken.append(bytearray(os.urandom(2**20)) * 128)
+        time.sleep(0.05)
+
+
 def row(config: TrialConfig, epoch: int) -> EpochMetrics:
     return EpochMetrics(
         trial_id=config.trial_id, epoch=epoch, learning_rate=0.1, loss=1.0, loss_terms={"task": 1.0}, top1_val=accuracy(config, epoch)

@@ -236,19 +236,30 @@ def test_an_interrupt_of_the_whole_group_stops_tidily_and_leaves_nothing_behind(
     assert sorted(path.name for path in out.iterdir() if path.name.startswith((".", "stop", "progress"))) == []
 
 
+def memory() -> tuple[int, int]:
+    """The machine's memory in bytes: all of it, and what is in use."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (1024 * int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    return total, total - available
+
+
 @pytest.mark.slow
-def test_workers_that_ray_kills_for_want_of_host_memory_are_tried_again_alone_and_then_recorded(tmp_path: Path) -> None:
+def test_trials_that_ray_kills_for_want_of_host_memory_are_tried_again_alone_and_then_recorded(tmp_path: Path) -> None:
+    total, used = memory()
+    if total - used < 10 * 2**30:
+        pytest.skip("too little memory is free for a trial that takes much")
     out = tmp_path / "out"
     few = ("--methods", "Student", "--seeds", "2")
-    driver = start(out, *few, seconds=600, RAY_memory_usage_threshold="0.001", RAY_memory_monitor_refresh_ms="250")  # always too little
+    limit = {"RAY_memory_usage_threshold": f"{(used + 4 * 2**30) / total:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    driver = start(out, *few, HSAKD_RUN="stand_in_trials:hungry", **limit)
     output, errors = driver.communicate(timeout=400)
     assert driver.returncode == 1, output + errors
-    assert "Traceback" not in output + errors
+    assert "in <module>" not in errors
     assert "running low on memory" in output
     assert "again alone" in output
     store = ResultStore(out)
-    records = [store.read_trial(trial_id) for trial_id in store.trial_ids()]
-    assert [(record.status, record.attempts) for record in records if record is not None] == [("out_of_memory", 2)] * 2
+    statuses = [record.status for trial_id in store.trial_ids() if (record := store.read_trial(trial_id)) is not None]
+    assert statuses == ["out_of_memory"] * 2
     shutil.rmtree(out / "trials")
     again = start(out, *few, seconds=0)
     output, errors = again.communicate(timeout=200)

@@ -133,7 +133,6 @@ class DataConfig(DataclassConfig):
             self.augmentation,
             f"imagenet with the data sets {', '.join(STREAMED_DATASETS)} and an image_size",
         )
-        _require(self.dataset != "imagenet" or self.augmentation == "imagenet", "augmentation", self.augmentation, "imagenet for imagenet")
         _require(
             (self.dataset == "imagefolder") == (self.folder is not None),
             "folder",

@@ -724,8 +724,8 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
     num_trials, cores = options.packing.most_at_once(min(present, options.gpus)), len(os.sched_getaffinity(0))
     if options.address is None and num_trials * options.threads_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
         say(f"{num_trials} trials of {options.threads_per_trial} CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster")
-    ranks, largest = options.packing.ranks_per_trial, int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))
-    if ranks > largest:
+    ranks = options.packing.ranks_per_trial
+    if ranks > 1 and ranks > (largest := int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))):
         raise Unfit(f"--ranks-per-trial is {ranks}, but no node has more than {largest} GPUs; a trial's ranks are on one node")
 
 

@@ -91,8 +91,8 @@ def test_what_is_missing_or_not_imagenet_is_said_in_one_sentence(rectangles: Pat
         open_dataset(imagenet, tmp_path / "nothing")
     with pytest.raises(DataMissing, match="has 3 class folders; accepted: the 1000 of ILSVRC-2012"):
         open_dataset(imagenet, rectangles)
-    with pytest.raises(ValueError, match="augmentation is 'shift'; accepted: imagenet for imagenet"):
-        DataConfig(dataset="imagenet")
+    with pytest.raises(ValueError, match="is too large for memory; accepted: the augmentation imagenet"):
+        load_dataset(DataConfig(dataset="imagenet"), rectangles)
     with pytest.raises(ValueError, match="accepted: imagenet with the data sets imagenet, imagefolder and an image_size"):
         DataConfig(dataset="digits", image_size=16, augmentation="imagenet")
     with pytest.raises(ValueError, match="whose images stay in their files"):

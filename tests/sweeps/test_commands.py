@@ -116,7 +116,14 @@ def test_a_watch_ends_quietly_with_an_interrupt(tmp_path: Path) -> None:
     ResultStore(tmp_path).write_plan([PlanEntry(trial_id="a", purpose="report", method="KD", teacher="t", student="s", seed=0)])
     assert "--every is 0.0; accepted" in command("status.py", str(tmp_path), "--watch", "--every", "0").stderr
     line = [sys.executable, str(ROOT / "sweeps" / "status.py"), str(tmp_path), "--watch", "--every", "0.2"]
-    watch = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watch = subprocess.Popen(
+        line,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it, and so do their children
+    )
     assert watch.stdout is not None
     seen = 0
     while seen < 2:

@@ -245,8 +245,12 @@ class Nodes:
 
     @property
     def avoided(self) -> tuple[str, ...]:
-        """Nodes that a trial must not be placed on now."""
-        return tuple(sorted({*self.problems, *self.checks}))
+        """Nodes that a trial must not be placed on.
+
+        Not those whose check is under way: what is asked for now may wait until they are all that is left. A trial that comes to one
+        before its check has ended looks for itself (`run_unit`).
+        """
+        return tuple(sorted(self.problems))
 
     @property
     def num_present(self) -> float:

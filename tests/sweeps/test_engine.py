@@ -66,6 +66,12 @@ def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> N
     assert len(said) == 1
 
 
+def test_a_trial_may_wait_for_a_node_whose_check_is_under_way(tmp_path: Path) -> None:
+    nodes = Nodes(EngineOptions(out=tmp_path, gpus=2), print)
+    nodes.problems, nodes.checks = {"unfit": "no torch"}, {"late": object()}
+    assert nodes.avoided == ("unfit",)  # else it could go nowhere once the other nodes are lost
+
+
 def test_a_node_with_another_version_or_folder_is_not_fit(tmp_path: Path) -> None:
     (tmp_path / TOKEN_FILE).write_text("words")
     versions = present_versions()

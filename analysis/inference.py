@@ -13,6 +13,11 @@ BOOTSTRAP_RESAMPLES = 9999
 EQUIVALENCE_POINTS = 0.5
 
 
+def p_text(p: float | None) -> str:
+    """Return a p-value as tables show it."""
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """Mean, sample standard deviation (None with fewer than two values) and number of values."""

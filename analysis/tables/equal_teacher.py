@@ -9,7 +9,7 @@ import numpy as np
 from analysis.aggregate import METHODS, SELECTIONS, Results, for_pair, pair_label, pairs_of, reference, reported
 from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.configurations import parsed
-from analysis.inference import wilcoxon
+from analysis.inference import p_text, wilcoxon
 from analysis.studies import gain, gain_cell
 from analysis.table import Cell, Table
 
@@ -36,13 +36,12 @@ def build(results: Results, options: Options) -> list[Table]:
             if found is None:
                 continue
             gains.setdefault((left, right), []).append(found[0].value)
-            p = "-" if found[0].p is None else f"{found[0].p:.3f}"
             rows.append(
                 (
                     Cell(text=pair_label(pair, pairs)),
                     Cell(text=f"{left} - {right}"),
                     gain_cell(found),
-                    Cell(text=p),
+                    Cell(text=p_text(found[0].p)),
                     Cell(text=found[0].method),
                 )
             )
@@ -52,11 +51,10 @@ def build(results: Results, options: Options) -> list[Table]:
         raise NothingToShow("Equal teacher: no two methods have finished trials on the same teacher.")
     for (left, right), values in gains.items():
         if len(values) > 1:
-            p_value = wilcoxon(values)
             mean = float(np.mean(values))
             cells = (
                 Cell(text=f"{mean:+z.2f}", mean=mean),
-                Cell(text="-" if p_value is None else f"{p_value:.3f}"),
+                Cell(text=p_text(wilcoxon(values))),
                 Cell(text="Wilcoxon over pairs"),
             )
             rows.append((Cell(text=f"mean of {len(values)} pairs"), Cell(text=f"{left} - {right}"), *cells))

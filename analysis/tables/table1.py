@@ -4,7 +4,7 @@ import pandas as pd
 
 from analysis.aggregate import METHODS, Results, by_row, make_cell, pair_label, pairs_of, reference, reported, where
 from analysis.artefact import NotAsked, Options
-from analysis.inference import Summary, holm, verdict, welch
+from analysis.inference import Summary, holm, p_text, verdict, welch
 from analysis.table import Cell, Table
 from analysis.uniform import Pair, uniform
 
@@ -101,7 +101,7 @@ def _comparison(
         same = method in ("Teacher", "Teacher*") or protocol == {(PUBLISHED_EPOCHS, True)}
         judged = (verdict(difference) or "none (no std)") if same else f"none (not {PUBLISHED_EPOCHS} epochs on all data)"
         interval = "-" if difference.low is None else f"[{difference.low:+z.2f}, {difference.high:+z.2f}]"
-        texts = [f"{difference.value:+z.2f}", interval, _p(difference.p), _p(p), judged]
+        texts = [f"{difference.value:+z.2f}", interval, p_text(difference.p), p_text(p), judged]
         values = [difference.value, None, difference.p, p, None]
         ends = [Cell(text=text, mean=value, trial_ids=cell.trial_ids) for text, value in zip(texts, values, strict=True)]
         rows.append((Cell(text=f"{pair[1]} → {pair[2]}"), Cell(text=method), published_cell(summary), cell, *ends))
@@ -111,10 +111,6 @@ def _comparison(
         "Reproduced: the 95 % interval lies within ±0.5 points; above or below: it excludes 0; else inconclusive.",
     )
     return Table(name="table1_comparison", title="Table 1: measured minus published", columns=columns, rows=tuple(rows), notes=notes)
-
-
-def _p(p: float | None) -> str:
-    return "-" if p is None else ("<0.001" if p < 0.001 else f"{p:.3f}")
 
 
 def _cost(results: Results) -> list[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 DTYPE_BYTES = {"float16": 2, "float32": 4}
+MARK_BYTES = 4  # what says that an entry of an array is filled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +31,6 @@ VIEW_FACTS = {
 
 
 def bank_bytes(num_images: int, num_views: int, num_rotations: int, num_classes: int, num_branches: int, dtype: str) -> int:
-    """Return the size of a full bank: class logits and joint logits of all branches (CIFAR-100, 3 branches, float16: 84 GB)."""
-    width = num_classes * (1 + num_branches * 4)
-    return num_images * num_views * num_rotations * width * DTYPE_BYTES[dtype]
+    """Return the size of a full bank: class logits, joint logits of all branches, marks (CIFAR-100, 3 branches, float16: 84 GB)."""
+    width = num_classes * (1 + num_branches * num_rotations)
+    return num_images * num_views * (num_rotations * width * DTYPE_BYTES[dtype] + (1 + num_branches) * MARK_BYTES)

@@ -26,7 +26,16 @@ from hsakd.data import load_dataset
 from hsakd.data.datasets import Dataset
 from hsakd.data.views import Batch, ViewSpace, rotate_rows
 from hsakd.models import HierarchicalNet, create_network
-from hsakd.training.bank import META_FILE, BankPredictions, bank_bytes, bank_folders, default_bank_dir, disk_bytes, open_predictions
+from hsakd.training.bank import (
+    META_FILE,
+    BankPredictions,
+    bank_bytes,
+    bank_folders,
+    default_bank_dir,
+    disk_bytes,
+    full_bytes,
+    open_predictions,
+)
 from hsakd.training.loop import gather_batch
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions
 
@@ -185,9 +194,28 @@ def test_an_entry_that_does_not_match_its_mark_is_computed_again(tmp_path: Path)
 def test_a_bank_above_its_budget_is_refused_with_the_reason_and_answers_live(tmp_path: Path) -> None:
     predictions = opened(tmp_path, budget=1000)
     assert predictions.source == "live"
-    assert predictions.fallback == "the bank needs 0.000899 GB, the budget is 1e-06 GB"
-    assert bank_bytes(50_000, 162, 4, 100, 3, "float16") == 84_240_000_000
+    assert predictions.fallback == "the bank needs 0.000905 GB, the budget is 1e-06 GB"
+    assert bank_bytes(50_000, 162, 4, 100, 3, "float16") == 84_240_000_000 + 4 * 4 * 50_000 * 162  # entries and their marks
     assert bank_folders(tmp_path) == []
+
+
+@pytest.mark.parametrize("has_turns", [False, True])
+def test_a_full_bank_has_the_size_that_was_computed(tmp_path: Path, has_turns: bool) -> None:
+    teacher = TEACHER if has_turns else create_network("resnet8_half", num_classes=10, num_rotations=2)
+    num_rotations = teacher.num_rotations
+    predictions = open_predictions(
+        teacher,
+        branches=(1, 3),
+        num_rotations=num_rotations,
+        dataset=DATA,
+        numerics=FLOAT32,
+        weights_sha256="a",
+        bank_dir=tmp_path,
+        budget_bytes=bank_bytes(48, VIEWS, num_rotations, 10, 2, "float32"),
+    )
+    assert predictions.source == "bank"
+    (folder,) = bank_folders(tmp_path)
+    assert full_bytes(folder) == bank_bytes(48, VIEWS, num_rotations, 10, 2, "float32")
 
 
 def test_a_folder_that_cannot_be_used_is_a_reason_not_a_failure(tmp_path: Path) -> None:
@@ -199,18 +227,25 @@ def test_a_folder_that_cannot_be_used_is_a_reason_not_a_failure(tmp_path: Path) 
 
 def test_least_recently_used_banks_make_room_but_never_one_in_use(tmp_path: Path) -> None:
     size = bank_bytes(48, VIEWS, 4, 10, 3, "float32")
-    for digest in "ab":
+    for digest in "abc":
         predictions = opened(tmp_path, digest=digest)
         predictions.predict(*batch_of(list(range(48)), [0] * 48))
         predictions.close()
-    oldest, newer = bank_folders(tmp_path)
-    in_use = opened(tmp_path, digest="a")  # now the newest, and open
-    opened(tmp_path, digest="c", budget=size + disk_bytes(oldest)).close()
-    assert oldest.exists()
-    assert not newer.exists()
-    opened(tmp_path, digest="d", budget=size)
-    assert oldest.exists()
+    oldest, older, newest = bank_folders(tmp_path)
+    in_use = opened(tmp_path, digest="a")  # now the last to be deleted, and open
+    opened(tmp_path, digest="d", budget=2 * size + disk_bytes(newest)).close()
+    assert (oldest.exists(), older.exists(), newest.exists()) == (True, False, True)
+    refused = opened(tmp_path, digest="e", budget=2 * size - 1)
+    assert refused.fallback == "the bank needs 0.000905 GB, the budget is 0.00181 GB, and the full size of other open banks is 0.000905 GB"
+    assert newest.exists()  # deleting it would not have been enough
     assert in_use.predict(*batch_of([1], [0])).logits.shape == (1, 4, 10)
+
+
+def test_trials_that_start_together_share_the_budget(tmp_path: Path) -> None:
+    budget = 2 * bank_bytes(48, VIEWS, 4, 10, 3, "float32")
+    together = [opened(tmp_path, digest=digest, budget=budget) for digest in "abcdabcd"]  # all empty yet
+    assert [predictions.source for predictions in together] == ["bank", "bank", "live", "live"] * 2
+    assert sum(full_bytes(folder) for folder in bank_folders(tmp_path)) <= budget
 
 
 def test_a_full_disk_turns_filling_off_and_the_answers_go_on(tmp_path: Path) -> None:

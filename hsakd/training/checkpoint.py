@@ -1,6 +1,8 @@
 """The resume file of a running trial: atomic to write, checked when read, nothing in it is executed."""
 
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from hsakd.records import replacing
 
 RESUME_FILE = "resume.pt"
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 class CheckpointCorrupt(ValueError):
@@ -40,14 +43,17 @@ def load_resume(folder: Path, trial_id: str, device: torch.device) -> dict[str, 
     """Return the state that `save_resume` wrote for this trial, or None where there is none.
 
     Raises:
-        CheckpointCorrupt: the file can't be read as weights, or names another trial.
+        CheckpointCorrupt: the file can't be read as weights, has other content than was written, or names another trial.
     """
     path = folder / RESUME_FILE
     if not path.exists():
         return None
     try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch writes the parts' checksums and does not look at them
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError) as error:
+    except UNREADABLE as error:
         raise CheckpointCorrupt(f"{path.name} of trial {trial_id} can't be read: {error}") from error
     if not isinstance(state, dict) or state.get("trial_id") != trial_id:
         raise CheckpointCorrupt(f"{path.name} of trial {trial_id} belongs to another trial")

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -173,7 +174,7 @@ def test_a_killed_trial_goes_on_bit_identically(finished: Path, tmp_path: Path) 
     assert resumed.weights_sha256 == undisturbed.weights_sha256
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "other"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "other", "bits of a tensor", "bits of a name"])
 def test_a_broken_checkpoint_is_set_aside_and_the_trial_starts_anew(finished: Path, tmp_path: Path, damage: str) -> None:
     calls = iter(range(10_000))
     with pytest.raises(TrialInterrupted):
@@ -183,6 +184,14 @@ def test_a_broken_checkpoint_is_set_aside_and_the_trial_starts_anew(finished: Pa
         path.write_bytes(path.read_bytes()[:1000])
     elif damage == "foreign":
         path.write_bytes(b"not a checkpoint")
+    elif damage.startswith("bits"):
+        content = path.read_bytes()
+        with zipfile.ZipFile(path) as archive:  # it stores its parts as they are
+            part = max(archive.infolist(), key=lambda part: part.file_size) if damage == "bits of a tensor" else archive.infolist()[0]
+            stored = archive.read(part)
+        key = stored.index(b"rng_state") if damage == "bits of a name" else part.file_size // 2
+        place = content.index(stored) + key
+        path.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
     else:
         torch.save({"trial_id": "of another"}, path)
     record = run_trial(BASELINE, context(tmp_path))

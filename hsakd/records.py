@@ -40,7 +40,10 @@ def _result(top1: float | None, map50: float | None) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochMetrics:
-    """One epoch of one trial. Accuracies are per cent (0-100); losses are means over the epoch's steps, before weighting."""
+    """One epoch of one trial. Accuracies are per cent (0-100); losses are means over the epoch's steps, over all ranks and attempts.
+
+    `bank_hits` and `bank_misses` count the images whose predictions a teacher bank had and lacked; without one both are 0.
+    """
 
     trial_id: str = _column("id")
     epoch: int = _column("0-based epoch")
@@ -57,6 +60,8 @@ class EpochMetrics:
     eval_seconds: float = _column("seconds", 0.0)
     bank_hits: int = _column("images", 0)
     bank_misses: int = _column("images", 0)
+    predictions_source: str = _column("none, live or bank", "none")
+    predictions_fallback: str = _column("why a bank was not used, or not filled", "")
 
     @property
     def result(self) -> str:
@@ -109,7 +114,7 @@ class TrialRecord:
     total_seconds: float = _column("seconds, all attempts", 0.0)
     peak_memory_bytes: int = _column("bytes", 0)
     predictions_source: str = _column("none, live or bank", "none")
-    predictions_fallback: str = _column("why a bank was not used", "")
+    predictions_fallback: str = _column("why a bank was not used, or not filled", "")
     bank_hits: int = _column("images", 0)
     bank_misses: int = _column("images", 0)
     weights_sha256: str = _column("sha256 of the final tensors", "")
@@ -160,6 +165,16 @@ class TrialRecord:
     def config(self) -> TrialConfig:
         """The trial's configuration."""
         return TrialConfig.from_json(self.config_json)
+
+
+def predictions_columns(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
+    """Return a record's columns on who served its predictions: the last epoch's source, the latest fallback of any, all images."""
+    return {
+        "predictions_source": epochs[-1].predictions_source if epochs else "none",
+        "predictions_fallback": next((row.predictions_fallback for row in reversed(epochs) if row.predictions_fallback), ""),
+        "bank_hits": sum(row.bank_hits for row in epochs),
+        "bank_misses": sum(row.bank_misses for row in epochs),
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -348,6 +363,11 @@ class ResultStore:
             self.set_aside(path)
             return None
         return record
+
+    def weights_digest(self, config: TrialConfig | None) -> str:
+        """Return the sha256 of a trial's final tensors, as it recorded it; empty without a trial or its record."""
+        record = self.read_trial(config.trial_id) if config is not None else None
+        return "" if record is None else record.weights_sha256
 
     def finished(self, trial_id: str) -> TrialRecord | None:
         """Return the record of a trial that needs no more work: pruned or diverged, or complete with its weights in place or given up."""

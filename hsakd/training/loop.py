@@ -22,7 +22,7 @@ from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import CheckpointCorrupt, load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate_batches
 from hsakd.training.mutual import mutual_loss
-from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
+from hsakd.training.predictions import Predictions, Service, TeacherPredictions, prefers_channels_last
 from hsakd.training.stages import stage_at, term_context, training_stages
 from hsakd.training.team import SOLO, Team, without_averaging, without_running_statistics
 
@@ -323,8 +323,9 @@ def fit(
         if hooks.on_epoch is not None:
             for row in epochs:
                 hooks.on_epoch(row)  # whoever listens now may not have heard of them
-    losses = RunningLosses(stage_at(stages, first_epoch).objective.names, device)
+    losses, service = RunningLosses(stage_at(stages, first_epoch).objective.names, device), Service(predictions)
     if state is not None:
+        service.hits, service.misses, service.fallback = state.get("service", (0, 0, ""))
         losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
         if not team.is_leader:
             losses.sums.zero_()  # the checkpoint has those of all ranks
@@ -338,6 +339,8 @@ def fit(
         if predictions is not None:
             predictions.flush()
         losses.gather(team)
+        if step > 0:
+            service.gather(team)
         if not team.is_leader:
             return
         save_resume(
@@ -353,6 +356,7 @@ def fit(
                 "train_seconds": train_seconds,
                 "loss_sums": losses.sums,
                 "first_bad": losses.first_bad,
+                "service": (service.hits, service.misses, service.fallback),
                 "rng_state": torch.get_rng_state(),
             },
         )
@@ -369,7 +373,6 @@ def fit(
         order, views = epoch_stream(dataset, seed=config.seed, epoch=epoch)
         if device.type == "cuda":
             order, views = order.pin_memory(), views.pin_memory()  # so that a batch's copy does not wait for the device
-        hits, misses = (predictions.hits, predictions.misses) if predictions is not None else (0, 0)
         network.train(stage.trains_network)
         modules.train()
         started = time.monotonic() - seconds
@@ -401,6 +404,7 @@ def fit(
                 has_first_part=team.is_leader,
             )
         losses.gather(team)
+        service.gather(team)
         mean_loss, mean_terms = losses.means(steps_per_epoch * num_shards)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:
@@ -431,10 +435,13 @@ def fit(
                 top1_test_peer=None if peer_test is None else peer_test.top1,
                 train_seconds=train_seconds,
                 eval_seconds=time.monotonic() - evaluation_started,
-                bank_hits=0 if predictions is None else predictions.hits - hits,
-                bank_misses=0 if predictions is None else predictions.misses - misses,
+                bank_hits=service.hits,
+                bank_misses=service.misses,
+                predictions_source="none" if predictions is None else predictions.source,
+                predictions_fallback=service.fallback,
             )
         )
+        service.clear()
         first_step, seconds, losses = 0, 0.0, RunningLosses(stage.objective.names, device)
         save(epoch + 1, 0, 0.0)
         if hooks.on_epoch is not None:

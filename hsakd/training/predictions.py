@@ -11,6 +11,7 @@ from hsakd.config import NumericsConfig
 from hsakd.data.views import Batch
 from hsakd.models import HierarchicalNet
 from hsakd.training.folding import Teacher, fold_teacher
+from hsakd.training.team import Team
 
 
 class Predictions(NamedTuple):
@@ -25,7 +26,8 @@ class Predictions(NamedTuple):
 class TeacherPredictions(Protocol):
     """Answers for a batch; `rows` [B*M, 3, H, W] are its rotated images, asked about only where no answer is kept.
 
-    `source` is "live" or "bank", `fallback` says why a bank that was asked for is not used, `hits` and `misses` count images.
+    `source` is "live" or "bank", `fallback` says why a bank that was asked for is not used or not filled, `hits` and `misses` count images
+    that a bank had and lacked.
     """
 
     source: str
@@ -85,12 +87,10 @@ class LivePredictions:
         self.misses = 0
 
     def predict(self, batch: Batch, rows: Tensor) -> Predictions:
-        num_images = len(batch.labels)
-        self.misses += num_images
         context = torch.autocast(rows.device.type, dtype=self.autocast) if self.autocast is not None else contextlib.nullcontext()
         with torch.inference_mode(), context:
             answers = self.answer(rows.contiguous(memory_format=self.memory_format))
-        shape = (num_images, self.num_rotations)
+        shape = (len(batch.labels), self.num_rotations)
         logits, *others = (answer.clone().unflatten(0, shape) for answer in answers)  # clones may be saved for a backward
         joint_logits, kept = others[: len(self.branches)], others[len(self.branches) :]
         return Predictions(logits, tuple(joint_logits), kept[0] if kept else None, tuple(kept[1:]))
@@ -100,3 +100,25 @@ class LivePredictions:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+class Service:
+    """Who served an epoch's predictions, over all ranks and attempts: images that a bank had and lacked, and the reason of a fallback."""
+
+    def __init__(self, predictions: TeacherPredictions | None) -> None:
+        self.predictions = predictions
+        self.hits, self.misses, self.fallback = 0, 0, ""
+        self.counted = (0, 0)
+
+    def gather(self, team: Team) -> None:
+        """Add what was served on every rank since the last time."""
+        if self.predictions is None:
+            return
+        hits, misses = self.predictions.hits, self.predictions.misses
+        for more_hits, more_misses, fallback in team.all_of((hits - self.counted[0], misses - self.counted[1], self.predictions.fallback)):
+            self.hits, self.misses, self.fallback = self.hits + more_hits, self.misses + more_misses, self.fallback or fallback
+        self.counted = (hits, misses)
+
+    def clear(self) -> None:
+        """Begin an epoch."""
+        self.hits, self.misses, self.fallback = 0, 0, ""

@@ -23,7 +23,7 @@ from hsakd.data.streams import TrainingData, open_dataset
 from hsakd.losses.objective import Objective
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
 from hsakd.models.checkpoints import load_weights, save_weights, weights_sha256
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord, predictions_columns
 from hsakd.training.bank import open_predictions
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
 from hsakd.training.loop import FitResult, LoopHooks, TrialInterrupted, fit
@@ -134,6 +134,9 @@ def run_trial(
     best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
     with_val = [row for row in epochs if row.top1_val is not None]
     best_val = max(with_val, key=lambda row: (row.top1_val or 0.0, -row.epoch), default=None)
+    served = predictions_columns(epochs)
+    if predictions is not None:  # which may have served less than an epoch, or have stopped filling after the last
+        served |= {"predictions_source": predictions.source, "predictions_fallback": predictions.fallback or served["predictions_fallback"]}
     record = TrialRecord.of(
         config,
         status="complete" if accuracy is not None else "diverged",
@@ -158,13 +161,10 @@ def run_trial(
         parameters=count_parameters(network).backbone,
         multi_adds=count_multi_adds(network, dataset.image_size).backbone,
         train_seconds=sum(row.train_seconds for row in epochs),
-        predictions_source=predictions.source if predictions is not None else "none",
-        predictions_fallback=predictions.fallback if predictions is not None else "",
-        bank_hits=sum(row.bank_hits for row in epochs),
-        bank_misses=sum(row.bank_misses for row in epochs),
         weights_sha256=weights_digest,
         has_weights=accuracy is not None and context.keep_checkpoints != "none",
         num_ranks=team.size,
+        **served,
         **provenance(config, context, started),
     )
     if team.is_leader:
@@ -178,8 +178,8 @@ def provenance(config: TrialConfig, context: RunContext, started: float) -> dict
     return {
         "total_seconds": seconds,
         "peak_memory_bytes": _peak_memory_bytes(device),
-        "teacher_weights_sha256": _weights_digest(context.store, config.teacher),
-        "backbone_weights_sha256": _weights_digest(context.store, config.backbone),
+        "teacher_weights_sha256": context.store.weights_digest(config.teacher),
+        "backbone_weights_sha256": context.store.weights_digest(config.backbone),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "num_threads": context.num_threads,
@@ -285,7 +285,7 @@ def teacher_predictions(config: TrialConfig, dataset: TrainingData, context: Run
         num_rotations=config.num_rotations if objective.is_rotated else 1,
         dataset=dataset,
         numerics=config.numerics,
-        weights_sha256=_weights_digest(context.store, config.teacher),
+        weights_sha256=context.store.weights_digest(config.teacher),
         bank_dir=context.bank_dir,
         budget_bytes=context.bank_budget_bytes,
         feature_terms=objective.feature_terms,
@@ -314,11 +314,6 @@ def checked_requirement(store: ResultStore, requirement: TrialConfig) -> TrialRe
     if not is_intact:
         raise MissingTeacher(f"{subject} had damaged weights, moved to {store.set_aside(path)}")
     return record
-
-
-def _weights_digest(store: ResultStore, config: TrialConfig | None) -> str:
-    record = store.read_trial(config.trial_id) if config is not None else None
-    return "" if record is None else record.weights_sha256
 
 
 def set_numerics(numerics: NumericsConfig) -> None:

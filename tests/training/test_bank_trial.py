@@ -33,6 +33,10 @@ def run(root: Path, banks: Path, config: TrialConfig = STUDENT, *, stop_at: int 
     return run_trial(config, context, should_stop=None if stop_at is None else lambda: next(calls) >= stop_at)
 
 
+def epochs_of(root: Path) -> list[EpochMetrics]:
+    return ResultStore(root).read_epochs(STUDENT.trial_id)
+
+
 def test_a_bank_run_is_repeated_and_resumed_bit_for_bit(tmp_path: Path) -> None:
     cold = run(tmp_path / "a", tmp_path / "banks")
     warm = run(tmp_path / "b", tmp_path / "banks")
@@ -41,7 +45,12 @@ def test_a_bank_run_is_repeated_and_resumed_bit_for_bit(tmp_path: Path) -> None:
     assert cold.bank_misses > 0
     with pytest.raises(TrialInterrupted):
         run(tmp_path / "c", tmp_path / "others", stop_at=3)
-    assert run(tmp_path / "c", tmp_path / "others").weights_sha256 == cold.weights_sha256
+    resumed = run(tmp_path / "c", tmp_path / "others")
+    assert resumed.weights_sha256 == cold.weights_sha256
+    served = [[(row.bank_hits, row.bank_misses) for row in epochs_of(tmp_path / name)] for name in "ac"]
+    assert served[0] == served[1]  # of the whole first epoch, both attempts
+    assert served[0][0] == (0, 64)
+    assert (resumed.bank_hits, resumed.bank_misses) == (cold.bank_hits, cold.bank_misses)
 
 
 def _run_and_die(root: Path, banks: Path) -> None:
@@ -68,6 +77,19 @@ def test_a_trial_whose_bank_does_not_fit_runs_live_and_says_so(tmp_path: Path) -
     record = run(tmp_path, tmp_path / "banks", budget=10)
     assert (record.status, record.predictions_source) == ("complete", "live")
     assert "the budget is" in record.predictions_fallback
+    assert (record.bank_hits, record.bank_misses) == (0, 0)  # there was no bank to ask
+
+
+def test_a_fallback_of_an_earlier_attempt_is_not_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(TrialInterrupted):
+        run(tmp_path, tmp_path / "banks", stop_at=3, budget=10)
+    record = run(tmp_path, tmp_path / "banks")
+    assert record.predictions_source == "bank"
+    first, second = epochs_of(tmp_path)
+    assert record.predictions_fallback == first.predictions_fallback
+    assert "the budget is" in first.predictions_fallback
+    assert first.bank_misses == 16  # the last of four batches
+    assert (second.predictions_source, second.predictions_fallback) == ("bank", "")
 
 
 def test_channels_last_is_honoured_and_agrees(tmp_path: Path) -> None:

@@ -118,6 +118,19 @@ def test_two_ranks_compute_the_losses_of_one_process_with_the_same_batch(alone: 
     assert multiprocessing.active_children() == []
 
 
+def test_the_record_counts_what_a_bank_served_to_every_rank(tmp_path: Path) -> None:
+    optim = replace(OPTIM, epochs=1, milestones=())
+    teacher = TrialConfig(
+        network="resnet8_half", data=DataConfig(dataset="digits", train_subset=16), optim=optim, taps=(), numerics=NumericsConfig()
+    )
+    objective = ObjectiveConfig(terms=(("task", 1.0), ("kd", 1.0)))
+    student = replace(teacher, teacher=teacher, objective=objective, numerics=NumericsConfig(teacher_predictions="bank"), seed=1)
+    own = RunContext(store=ResultStore(tmp_path), bank_dir=tmp_path / "banks")
+    run_trial(teacher, own)
+    cold = run_trial(student, replace(own, num_ranks=2))
+    assert (cold.num_ranks, cold.predictions_source, cold.bank_hits, cold.bank_misses) == (2, "bank", 0, 16)
+
+
 @pytest.mark.slow
 def test_resnet34_teaches_resnet18_on_two_ranks_as_in_one_process(photos: Path, tmp_path: Path) -> None:
     teacher = replace(teacher_of(photos, "resnet34_imagenet"), numerics=NumericsConfig())

@@ -41,10 +41,14 @@ LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_re
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorFit:
-    """The epochs of a detector's training; `diverged_step` is its first step whose loss was not finite."""
+    """The epochs of a detector's training; `diverged_step` is its first step whose loss was not finite.
+
+    `earlier_seconds` are what earlier attempts took.
+    """
 
     epochs: list[EpochMetrics]
     diverged_step: int | None = None
+    earlier_seconds: float = 0.0
 
 
 def run_detection(config: TrialConfig, context: RunContext, hooks: LoopHooks) -> TrialRecord:
@@ -59,7 +63,7 @@ def run_detection(config: TrialConfig, context: RunContext, hooks: LoopHooks) ->
     assert config.detection is not None
     assert config.backbone is not None
     require_pycocotools()
-    started, store, device = time.monotonic(), context.store, torch.device(context.device)
+    store, device = context.store, torch.device(context.device)
     train, test = read_voc(context.data_dir, download=context.download)
     student, card = deployed_network(store, checked_requirement(store, config.backbone))
     detector = build_detector(student, config.detection, num_classes=len(CLASSES), mean=card.mean, std=card.std, seed=config.seed)
@@ -91,7 +95,7 @@ def run_detection(config: TrialConfig, context: RunContext, hooks: LoopHooks) ->
         train_seconds=sum(row.train_seconds for row in epochs),
         weights_sha256=weights_sha256(state) if is_complete else "",
         has_weights=is_complete and context.keep_checkpoints != "none",
-        **provenance(config, context, started),
+        **provenance(config, context, hooks.started, fitted.earlier_seconds),
     )
     finish_trial(record, epochs, context)
     return record
@@ -178,13 +182,14 @@ def fit_detector(
     steps_per_epoch = -(-len(train.objects) // optim.batch_size)
     state = load_resume(hooks.checkpoint_dir, config.trial_id, device) if hooks.checkpoint_dir is not None else None
     epochs: list[EpochMetrics] = []
-    first_epoch, first_step, seconds = 0, 0, 0.0
+    first_epoch, first_step, seconds, earlier_seconds = 0, 0, 0.0, 0.0
     losses = RunningLosses(LOSSES, device)
     if state is not None:
         detector.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         epochs = [EpochMetrics(**row) for row in state["epochs"]]
         first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]
+        earlier_seconds = state.get("total_seconds", 0.0)  # files of older versions have none
         losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
         if hooks.on_epoch is not None:
             for row in epochs:
@@ -204,6 +209,7 @@ def fit_detector(
                     "epoch": epoch,
                     "step": step,
                     "train_seconds": train_seconds,
+                    "total_seconds": earlier_seconds + time.monotonic() - hooks.started,
                     "loss_sums": losses.sums,
                     "first_bad": losses.first_bad,
                 },
@@ -234,7 +240,7 @@ def fit_detector(
         mean_loss, mean_terms = losses.means(steps_per_epoch)
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:
-            return DetectorFit(epochs=epochs, diverged_step=bad)
+            return DetectorFit(epochs=epochs, diverged_step=bad, earlier_seconds=earlier_seconds)
         save_at(epoch, steps_per_epoch, train_seconds)  # a test takes minutes
         evaluation_started = time.monotonic()
         found = []
@@ -258,7 +264,7 @@ def fit_detector(
         save_at(epoch + 1, 0, 0.0)
         if hooks.on_epoch is not None:
             hooks.on_epoch(epochs[-1])
-    return DetectorFit(epochs=epochs)
+    return DetectorFit(epochs=epochs, earlier_seconds=earlier_seconds)
 
 
 @torch.no_grad()  # not inference mode: anchors that torchvision keeps are used in training again

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ class TrialInterrupted(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitResult:
-    """The epochs of a training and the last one's accuracy with its branches.
+    """The epochs of a training and the last one's accuracy with its branches; `earlier_seconds` are what earlier attempts took.
 
     A training whose loss became NaN or infinite ends there: `diverged_step` is the 0-based step of the whole training, `accuracy` None.
     """
@@ -42,17 +42,22 @@ class FitResult:
     accuracy: Accuracy | None
     peer_accuracy: Accuracy | None = None
     diverged_step: int | None = None
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopHooks:
-    """What the outside may ask of the loop: where to checkpoint and how often, whom to tell, when to stop."""
+    """What the outside may ask of the loop: where to checkpoint and how often, whom to tell, when to stop.
+
+    The attempt began at `started`, of the monotonic clock.
+    """
 
     checkpoint_dir: Path | None = None
     checkpoint_seconds: float = 600.0
     on_epoch: Callable[[EpochMetrics], None] | None = None
     should_stop: Callable[[], bool] | None = None
     attempt: int = 1
+    started: float = field(default_factory=time.monotonic)
 
 
 def learning_rate_at(optim: OptimConfig, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -311,7 +316,7 @@ def fit(
         trained = team.wrap(StepLoss(trained, modules), finds_unused=len(stages) > 1)
     state = _load_together(hooks.checkpoint_dir, config.trial_id, device, team)
     epochs: list[EpochMetrics] = []
-    first_epoch, first_step, seconds = stages[0].first_epoch, 0, 0.0
+    first_epoch, first_step, seconds, earlier_seconds = stages[0].first_epoch, 0, 0.0, 0.0
     torch.manual_seed(config.seed)
     if state is not None:
         network.load_state_dict(state["network"])
@@ -319,6 +324,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         epochs = [EpochMetrics(**row) for row in state["epochs"]]
         first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]
+        earlier_seconds = state.get("total_seconds", 0.0)  # files of older versions have none
         torch.set_rng_state(state["rng_state"].cpu())
         if hooks.on_epoch is not None:
             for row in epochs:
@@ -354,6 +360,7 @@ def fit(
                 "epoch": epoch,
                 "step": step,
                 "train_seconds": train_seconds,
+                "total_seconds": earlier_seconds + time.monotonic() - hooks.started,
                 "loss_sums": losses.sums,
                 "first_bad": losses.first_bad,
                 "service": (service.hits, service.misses, service.fallback),
@@ -408,7 +415,7 @@ def fit(
         mean_loss, mean_terms = losses.means(steps_per_epoch * num_shards)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:
-            return FitResult(epochs=epochs, accuracy=None, diverged_step=bad)
+            return FitResult(epochs=epochs, accuracy=None, diverged_step=bad, earlier_seconds=earlier_seconds)
         if epoch < 0:  # pre-training: nothing to evaluate; its seconds count as the first epoch's, its momentum ends with it
             if epoch == -1:
                 optimizer = make_optimizer(trainable, optim)
@@ -450,7 +457,7 @@ def fit(
         accuracy_of(member, "test", with_branches=len(member.taps) > 0) if member is not None else None
         for member in (network, network.peer)
     )
-    return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final)
+    return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final, earlier_seconds=earlier_seconds)
 
 
 def _load_together(folder: Path | None, trial_id: str, device: torch.device, team: Team) -> dict[str, Any] | None:

@@ -3,12 +3,13 @@
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,6 +103,7 @@ def run_trial(
         return run_ranks(config, context, report=report, should_stop=should_stop)
     torch.set_num_threads(context.num_threads)
     set_numerics(config.numerics)
+    forget_peak_memory(torch.device(context.device))
     hooks = LoopHooks(
         checkpoint_dir=store.checkpoint_dir(config.trial_id),
         checkpoint_seconds=60 * context.checkpoint_minutes,
@@ -113,7 +115,6 @@ def run_trial(
         from hsakd.training.detection import run_detection  # torchvision's detectors are for those who need them
 
         return run_detection(config, context, hooks)
-    started = time.monotonic()
     device = torch.device(context.device)
     with naming_lack_of_memory(config, context):
         dataset = open_dataset(config.data, context.data_dir, download=context.download, num_workers=context.loader_workers)
@@ -165,18 +166,21 @@ def run_trial(
         has_weights=accuracy is not None and context.keep_checkpoints != "none",
         num_ranks=team.size,
         **served,
-        **provenance(config, context, started),
+        **provenance(config, context, hooks.started, fit_result.earlier_seconds),
     )
     if team.is_leader:
         finish_trial(record, epochs, context)
     return record
 
 
-def provenance(config: TrialConfig, context: RunContext, started: float) -> dict[str, Any]:
-    """Return the columns of a record that say where, when (since `started`, on the monotonic clock), on which weights and versions."""
+def provenance(config: TrialConfig, context: RunContext, started: float, earlier_seconds: float) -> dict[str, Any]:
+    """Return the columns of a record that say where, when, on which weights and versions.
+
+    This attempt `started` then, on the monotonic clock; earlier ones took `earlier_seconds`, as far as their last checkpoints tell.
+    """
     device, seconds, now = torch.device(context.device), time.monotonic() - started, datetime.now(UTC)
     return {
-        "total_seconds": seconds,
+        "total_seconds": earlier_seconds + seconds,
         "peak_memory_bytes": _peak_memory_bytes(device),
         "teacher_weights_sha256": context.store.weights_digest(config.teacher),
         "backbone_weights_sha256": context.store.weights_digest(config.backbone),
@@ -332,9 +336,23 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Let the peak of memory begin anew: a process may run one trial after the other. On a CPU where it can't, it stays the process's."""
+    if device.type == "cuda":
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak of the resident set, VmHWM
+
+
 def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        if found is not None:
+            return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

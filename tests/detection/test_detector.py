@@ -127,7 +127,9 @@ def test_stopped_in_a_step_and_in_a_test_and_killed_it_ends_with_the_same_weight
         run_trial(DETECTOR, context, should_stop=at_call(4, lambda: True))
     with pytest.raises(OSError, match="killed"):  # three test images, then epoch 1, step 2, its checkpoint of step 1 just written
         run_trial(DETECTOR, context, should_stop=at_call(6, die))
-    assert torch.load(resume, weights_only=True)["step"] == 1
+    state = torch.load(resume, weights_only=True)
+    assert state["step"] == 1
+    torch.save(state | {"total_seconds": 1000.0}, resume)
     reported: list[EpochMetrics] = []
     record = run_trial(DETECTOR, replace(context, attempt=2), report=reported.append)
     assert [row.epoch for row in reported] == [0, 1]  # a new driver hears of all of them
@@ -137,6 +139,7 @@ def test_stopped_in_a_step_and_in_a_test_and_killed_it_ends_with_the_same_weight
         whole.map50_best_test,
     )
     assert record.attempts == 2
+    assert record.total_seconds > 1000
 
 
 def test_a_broken_checkpoint_is_set_aside_and_a_diverged_training_is_a_record(other_store: ResultStore, voc: Path) -> None:

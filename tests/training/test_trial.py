@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -92,6 +93,14 @@ def test_every_switch_of_the_arithmetic_trains_and_agrees_with_the_default(finis
     torch.use_deterministic_algorithms(False)
 
 
+def test_the_peak_of_memory_is_the_trials_not_the_processs(tmp_path: Path) -> None:
+    ballast = np.ones(2**26)  # 512 MiB, freed before the trial
+    del ballast
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    record = run_trial(replace(BASELINE, optim=replace(OPTIM, epochs=1, milestones=())), context(tmp_path))
+    assert 0 < record.peak_memory_bytes < before - 2**28
+
+
 def test_a_frozen_teacher_keeps_its_backbone_to_the_bit(finished: Path) -> None:
     store = ResultStore(finished)
     backbone, teacher = (load_file(store.weights_path(config.trial_id)) for config in (BASELINE, FROZEN))
@@ -143,7 +152,12 @@ def test_a_stopped_trial_goes_on_bit_identically_from_the_middle_of_an_epoch(fin
     calls = iter(range(10_000))
     with pytest.raises(TrialInterrupted, match="stopped at epoch 1, step 2"):
         run_trial(STUDENT, context(tmp_path), should_stop=lambda: next(calls) >= 7)
+    path = ResultStore(tmp_path).checkpoint_dir(STUDENT.trial_id) / RESUME_FILE
+    state = torch.load(path, weights_only=True)
+    assert 0 < state["train_seconds"] < state["total_seconds"] < 60
+    torch.save(state | {"total_seconds": 1000.0}, path)
     resumed = run_trial(STUDENT, context(tmp_path, attempt=2))
+    assert 1000 < resumed.total_seconds < 1060
     undisturbed = ResultStore(finished).read_trial(STUDENT.trial_id)
     assert undisturbed is not None
     assert resumed.weights_sha256 == undisturbed.weights_sha256

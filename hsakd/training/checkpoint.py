@@ -39,6 +39,12 @@ def save_resume(folder: Path, state: dict[str, Any]) -> None:
         raise CheckpointNotWritten(cause.errno, reason) from error
 
 
+def discard_unfinished(folder: Path) -> None:
+    """Delete what writers that were killed left of their files; for the folder's one writer, before it begins to write."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def load_resume(folder: Path, trial_id: str, device: torch.device) -> dict[str, Any] | None:
     """Return the state that `save_resume` wrote for this trial, or None where there is none.
 

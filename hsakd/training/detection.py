@@ -25,7 +25,7 @@ from hsakd.models.checkpoints import weights_sha256
 from hsakd.models.detector import build_detector
 from hsakd.records import EpochMetrics, TrialRecord, replacing
 from hsakd.training.average_precision import Detections, mean_average_precision, require_pycocotools
-from hsakd.training.checkpoint import load_resume, save_resume
+from hsakd.training.checkpoint import discard_unfinished, load_resume, save_resume
 from hsakd.training.loop import LoopHooks, RunningLosses, TrialInterrupted, learning_rate_at, make_optimizer
 from hsakd.training.trial import (
     RunContext,
@@ -180,7 +180,10 @@ def fit_detector(
     optim = config.optim
     optimizer = make_optimizer(detector, optim)
     steps_per_epoch = -(-len(train.objects) // optim.batch_size)
-    state = load_resume(hooks.checkpoint_dir, config.trial_id, device) if hooks.checkpoint_dir is not None else None
+    state = None
+    if hooks.checkpoint_dir is not None:
+        discard_unfinished(hooks.checkpoint_dir)
+        state = load_resume(hooks.checkpoint_dir, config.trial_id, device)
     epochs: list[EpochMetrics] = []
     first_epoch, first_step, seconds, earlier_seconds = 0, 0, 0.0, 0.0
     losses = RunningLosses(LOSSES, device)

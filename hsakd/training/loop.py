@@ -19,7 +19,7 @@ from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
-from hsakd.training.checkpoint import CheckpointCorrupt, load_resume, save_resume
+from hsakd.training.checkpoint import CheckpointCorrupt, discard_unfinished, load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate_batches
 from hsakd.training.mutual import mutual_loss
 from hsakd.training.predictions import Predictions, Service, TeacherPredictions, prefers_channels_last
@@ -466,6 +466,8 @@ def _load_together(folder: Path | None, trial_id: str, device: torch.device, tea
         return None
     team.barrier()
     state, problem = None, None
+    if team.is_leader:
+        discard_unfinished(folder)
     try:
         state = load_resume(folder, trial_id, device)
     except CheckpointCorrupt as error:

@@ -147,8 +147,10 @@ def test_a_broken_checkpoint_is_set_aside_and_a_diverged_training_is_a_record(ot
     folder = other_store.checkpoint_dir(config.trial_id)
     folder.mkdir(parents=True)
     (folder / "resume.pt").write_bytes(b"PK cut")
+    (folder / ".resume.pt.killed.tmp").write_bytes(b"PK")
     record = run_trial(config, RunContext(store=other_store, data_dir=voc))
     assert [path.name for path in (other_store.root / "set_aside").iterdir()] == [f"{config.trial_id}-resume.pt.0"]
+    assert not list(folder.glob(".*.tmp"))
     assert (record.status, record.map50_last, record.has_weights, record.weights_sha256) == ("diverged", None, False, "")
     assert record.diverged_step in (1, 2)
     assert other_store.finished(config.trial_id) == record

@@ -10,7 +10,7 @@ import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pytest
@@ -167,11 +167,19 @@ def test_a_stopped_trial_goes_on_bit_identically_from_the_middle_of_an_epoch(fin
 
 
 def _run_and_die(root: Path) -> None:
-    def die(metrics: EpochMetrics) -> None:
-        if metrics.epoch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    """Die within the first write of a checkpoint after the second epoch."""
 
-    run_trial(STUDENT, context(root, checkpoint_minutes=0.0), report=die)
+    def cut_save(state: object, file: BinaryIO) -> None:
+        del state
+        file.write(b"a part")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_soon(metrics: EpochMetrics) -> None:
+        if metrics.epoch == 1:
+            torch.save = cut_save
+
+    run_trial(STUDENT, context(root, checkpoint_minutes=0.0), report=die_soon)
 
 
 def test_a_killed_trial_goes_on_bit_identically(finished: Path, tmp_path: Path) -> None:
@@ -181,7 +189,10 @@ def test_a_killed_trial_goes_on_bit_identically(finished: Path, tmp_path: Path) 
     process.join()
     assert process.exitcode == -signal.SIGKILL
     epochs: list[int] = []
+    folder = ResultStore(tmp_path).checkpoint_dir(STUDENT.trial_id)
+    assert list(folder.glob(".resume.pt.*.tmp"))
     resumed = run_trial(STUDENT, context(tmp_path), report=lambda metrics: epochs.append(metrics.epoch))
+    assert [path.name for path in folder.iterdir()] == ["weights.safetensors"]
     assert epochs == [0, 1, 2]  # a new driver hears of all of them
     undisturbed = ResultStore(finished).read_trial(STUDENT.trial_id)
     assert undisturbed is not None

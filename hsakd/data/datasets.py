@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +34,16 @@ FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sanda
 
 class DataMissing(ValueError):
     """A data set's files are not where they were looked for; the message says what, where and how to get them."""
+
+
+@contextmanager
+def fetching(name: str, data_dir: Path) -> Iterator[None]:
+    """Turn a download that fails (no network, a full disk, other bytes than expected) into DataMissing."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataMissing(f"{name}: it can't be fetched into {data_dir} ({reason}); try again, or put its files there") from error
 
 
 class RawImages(NamedTuple):
@@ -185,7 +197,8 @@ def read_fashion_mnist(source: Source) -> RawImages:
     if found is None and source.download and data_dir is not None:
         from torchvision.datasets import FashionMNIST
 
-        FashionMNIST(str(data_dir), download=True)
+        with fetching("fashion_mnist", data_dir):
+            FashionMNIST(str(data_dir), download=True)
         found = _find_together(folders, stems)
     if found is None:
         raise DataMissing(
@@ -208,13 +221,16 @@ def _find_together(folders: list[Path], stems: tuple[str, ...]) -> list[Path] | 
 def _read_idx(path: Path) -> NDArray[np.uint8]:
     """Read an IDX file of bytes, compressed or not; raises ValueError on anything else."""
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        content = file.read()
-    zeros, kind, num_axes = struct.unpack_from(">HBB", content)
-    if zeros != 0 or kind != 8:
-        raise ValueError(f"{path} is not an IDX file of bytes")
-    shape = struct.unpack_from(f">{num_axes}I", content, 4)
-    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * num_axes).reshape(shape)
+    try:
+        with opener(path, "rb") as file:
+            content = file.read()
+        zeros, kind, num_axes = struct.unpack_from(">HBB", content)
+        if zeros != 0 or kind != 8:
+            raise ValueError("it begins otherwise")
+        shape = struct.unpack_from(f">{num_axes}I", content, 4)
+        return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * num_axes).reshape(shape)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError) as error:
+        raise ValueError(f"{path} can't be read ({error}); accepted: a whole IDX file of bytes") from error
 
 
 def _read_cifar(kind: str, source: Source) -> RawImages:
@@ -225,8 +241,9 @@ def _read_cifar(kind: str, source: Source) -> RawImages:
         raise DataMissing(f"{kind.lower()}: no folder to look in; pass --data-dir DIR, with --download to fetch it there")
     reader = getattr(torchvision_datasets, kind)
     try:
-        train, test = (reader(str(data_dir), train=part, download=source.download) for part in (True, False))
-    except RuntimeError as error:
+        with fetching(kind.lower(), data_dir) if source.download else nullcontext():
+            train, test = (reader(str(data_dir), train=part, download=source.download) for part in (True, False))
+    except (RuntimeError, OSError) as error:
         raise DataMissing(
             f"{kind.lower()}: torchvision's files are not in {data_dir}; pass --download to fetch them there, or another --data-dir"
         ) from error

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hsakd.data.datasets import DataMissing, RawImages, Source, dataset
+from hsakd.data.datasets import DataMissing, RawImages, Source, dataset, fetching
 from hsakd.data.splits import Indices
 
 FOLDER = "stl10_binary"
@@ -24,7 +24,8 @@ def read_stl10(source: Source) -> RawImages:
     if not _is_there(folder) and source.download:
         from torchvision.datasets import STL10
 
-        STL10(str(source.data_dir), split="train", download=True)
+        with fetching("stl10", source.data_dir):
+            STL10(str(source.data_dir), split="train", download=True)
     if not _is_there(folder):
         raise DataMissing(
             f"stl10: train_X.bin, train_y.bin, test_X.bin and test_y.bin are not in {folder}; pass --download to fetch them there"

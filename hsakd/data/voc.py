@@ -4,6 +4,7 @@ Images differ in size, so they stay files, decoded when they are asked for; anno
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torchvision.datasets import VOCDetection
 from torchvision.transforms.functional import pil_to_tensor
 
 from hsakd.config import DETECTION_DATASET as VOC
-from hsakd.data.datasets import DataMissing
+from hsakd.data.datasets import DataMissing, fetching
 from hsakd.image_folder import DECODING_ERRORS, unreadable
 
 CLASSES = (
@@ -79,11 +80,13 @@ def _read_sets(data_dir: Path, sets: Sequence[tuple[str, str]], *, download: boo
     readers, objects = list[tuple[VOCDetection, int]](), list[Objects]()
     for year, name in sets:
         listing = data_dir / "VOCdevkit" / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt"
-        if not listing.is_file() and not download:
+        is_missing = not listing.is_file()
+        if is_missing and not download:
             raise DataMissing(
                 f"{VOC}: {listing} is not there (VOC {year} {name}); pass --download to fetch it, or --data-dir DIR that holds VOCdevkit"
             )
-        reader = VOCDetection(str(data_dir), year=year, image_set=name, download=not listing.is_file())
+        with fetching(VOC, data_dir) if is_missing else nullcontext():
+            reader = VOCDetection(str(data_dir), year=year, image_set=name, download=is_missing)
         if not reader.images:
             raise ValueError(f"{VOC}: {listing} names no image")
         for path in map(Path, (*reader.images, *reader.annotations)):

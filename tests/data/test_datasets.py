@@ -1,0 +1,63 @@
+"""Files of data sets that can't be fetched or read: one sentence, never a traceback."""
+
+import gzip
+import re
+import struct
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hsakd.config import DETECTION_DATASET, DataConfig
+from hsakd.data import DataMissing, check_dataset, load_dataset
+from hsakd.data.datasets import _read_raw
+
+FASHION = DataConfig(dataset="fashion_mnist")
+STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def write_fashion(folder: Path) -> None:
+    for stem in STEMS:
+        shape = (20, 28, 28) if "images" in stem else (20,)
+        header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+        content = (np.arange(np.prod(shape)) % 10).astype(np.uint8).tobytes()
+        (folder / f"{stem}.gz").write_bytes(gzip.compress(header + content))
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "stl10", DETECTION_DATASET])
+def test_a_download_that_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr("hsakd.data.datasets.DEBIAN_FASHION_MNIST", tmp_path / "nowhere")
+    with pytest.raises(DataMissing, match=rf"^{name}: it can't be fetched into {re.escape(str(tmp_path))} \(.+\); try again, or put"):
+        check_dataset(DataConfig(dataset=name), tmp_path, download=True)
+
+
+@pytest.mark.parametrize("stem", [STEMS[0], STEMS[3]])
+@pytest.mark.parametrize("damage", ["cut", "empty", "scrambled", "unpacked and cut", "no bytes"])
+def test_a_damaged_idx_file_is_named(tmp_path: Path, stem: str, damage: str) -> None:
+    write_fashion(tmp_path)
+    assert len(load_dataset(FASHION, tmp_path).train_labels) == 20
+    _read_raw.cache_clear()
+    path = tmp_path / f"{stem}.gz"
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "unpacked and cut":
+        path.unlink()
+        path = tmp_path / stem
+        path.write_bytes(gzip.decompress(content)[:-1])
+    else:
+        path.write_bytes(
+            {
+                "cut": content[:middle],
+                "empty": b"",
+                "scrambled": content[:middle] + b"\xff" * 8 + content[middle + 8 :],
+                "no bytes": gzip.compress(struct.pack(">HBBI", 0, 13, 1, 1) + bytes(4)),
+            }[damage]
+        )
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} can't be read \(.*\); accepted: a whole IDX file of bytes"):
+        load_dataset(FASHION, tmp_path)

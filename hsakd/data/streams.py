@@ -28,6 +28,7 @@ from hsakd.data.datasets import (
 )
 from hsakd.data.splits import Indices
 from hsakd.data.views import Batch, ResizedCrops, normalize
+from hsakd.devices import sent
 from hsakd.image_folder import DECODING_ERRORS, list_image_folder, scan_image_folder, unreadable
 
 IMAGENET_CLASSES = 1000
@@ -141,8 +142,8 @@ class StreamedImages:
         """Yield a normalized batch [B, 3, S, S] per chunk of (indices, views), in order; reading goes ahead of the training."""
         keys = [list(zip(indices.tolist(), views.tolist(), strict=True)) for indices, views in chunks]
         for images, indices, views in self._loaded("train", keys):
-            labels = self.train_labels[indices].to(self.device, non_blocking=True)
-            rows = normalize(images.to(self.device, non_blocking=True), self.mean, self.std, dtype)
+            labels = sent(self.train_labels[indices], self.device)
+            rows = normalize(sent(images, self.device), self.mean, self.std, dtype)
             yield Batch(indices=indices, views=views, images=rows, labels=labels)
 
     def evaluation_batches(self, part: str, *, rank: int = 0, size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,7 +152,7 @@ class StreamedImages:
         own = range(rank, len(labels), size)
         keys = [[(index, -1) for index in own[start : start + EVALUATION_BATCH]] for start in range(0, len(own), EVALUATION_BATCH)]
         for images, indices, _ in self._loaded(part, keys):
-            yield images.to(self.device, non_blocking=True), labels[indices].to(self.device, non_blocking=True)
+            yield sent(images, self.device), sent(labels[indices], self.device)
 
     def _loaded(self, part: str, keys: Sequence[Keys]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         if part not in self.loaders:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hsakd.devices import sent
+
 
 class Batch(NamedTuple):
     """B augmented, normalized images; `indices` and `views` name each one for ever (within its data set and view space)."""
@@ -83,7 +85,7 @@ class ResizedCrops:
     def apply(self, images: Tensor, views: Tensor) -> Tensor:
         """Return the uint8 views [B, C, size, size] of uint8 images [B, C, H, W] (square)."""
         height, width = images.shape[-2:]
-        boxes, flips = (part.to(images.device, non_blocking=True) for part in self.boxes(views, height, width))
+        boxes, flips = (sent(part, images.device) for part in self.boxes(views, height, width))
         rows = _resizing_weights(boxes[:, 0], boxes[:, 2], height, self.size)
         columns = _resizing_weights(boxes[:, 1], boxes[:, 3], width, self.size)
         columns = torch.where(flips[:, None, None], columns.flip(1), columns)
@@ -132,7 +134,7 @@ def apply_views(images: Tensor, views: Tensor, space: Views) -> Tensor:
         return space.apply(images, views)
     num_images, channels, height, width = images.shape
     device = images.device
-    views = views.to(device, non_blocking=True)
+    views = sent(views, device)
     crops = views.div(2, rounding_mode="floor") if space.has_flip else views
     top, left = crops.div(space.num_offsets, rounding_mode="floor"), crops.remainder(space.num_offsets)
     rows = top[:, None] + torch.arange(height, device=device)  # [B, H]

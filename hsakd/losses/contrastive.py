@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from hsakd.devices import sent
 from hsakd.losses.objective import Step, TermContext, TermModule, feature_module
 
 EMBEDDING_WIDTH, NUM_NEGATIVES, TEMPERATURE, MOMENTUM = 128, 16384, 0.07, 0.5  # feat_dim, nce_k, nce_t, nce_m of CRD's train_student.py
@@ -51,7 +52,7 @@ class ContrastiveRepresentation(TermModule):
     def forward(self, step: Step) -> Tensor:
         assert step.indices is not None
         student, teacher = step.unrotated_embeddings()
-        own = step.indices.to(student.device, non_blocking=True)
+        own = sent(step.indices, student.device)
         chosen = torch.cat([own[:, None], self.negatives(step)], dim=1)
         return self.contrast(self.embed_student(student), self.embed_teacher(teacher), own, chosen)
 
@@ -86,5 +87,5 @@ class ContrastiveRepresentation(TermModule):
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         drawn = torch.randint(2**62, (len(step.labels), self.num_negatives), generator=generator)
         starts, sizes = self.class_starts[step.labels, None], self.class_sizes[step.labels, None]
-        place = drawn.to(starts.device, non_blocking=True) % (self.num_images - sizes)
+        place = sent(drawn, starts.device) % (self.num_images - sizes)
         return self.by_class[place + sizes * (place >= starts)]

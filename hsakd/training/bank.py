@@ -30,6 +30,7 @@ from hsakd.config import NumericsConfig
 from hsakd.data.datasets import DATASETS
 from hsakd.data.streams import TrainingData
 from hsakd.data.views import Batch, ViewSpace
+from hsakd.devices import sent
 from hsakd.models import HierarchicalNet
 from hsakd.records import replacing
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions, prefers_channels_last
@@ -142,7 +143,7 @@ class BankPredictions:
                 values = np.empty((len(entries), *array.data.shape[1:]), array.data.dtype)
                 values[found] = array.data[entries[found]]
                 values[missing] = fresh[index]
-            tensors.append(self._on_device(values, rows))
+            tensors.append(sent(torch.from_numpy(values), rows.device).to(rows.dtype))
         return Predictions(tensors[0], tuple(tensors[1:]))
 
     def _filled_now(self, missing: NDArray[np.int64], entries: NDArray[np.int64], batch: Batch, rows: Tensor) -> list[NDArray[Any]]:
@@ -170,12 +171,6 @@ class BankPredictions:
             array.write(entry, values)
         except OSError as error:
             self.fallback = f"bank filling stopped: {error.strerror}"
-
-    def _on_device(self, values: NDArray[Any], rows: Tensor) -> Tensor:
-        tensor = torch.from_numpy(values)
-        if rows.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(rows.device, non_blocking=True).to(rows.dtype)
 
     def flush(self) -> None:
         """Ask the system to write what was filled to the disk; the loop does so before each checkpoint."""

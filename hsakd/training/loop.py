@@ -16,6 +16,7 @@ from hsakd.config import NumericsConfig, OptimConfig, TrialConfig
 from hsakd.data.datasets import Dataset
 from hsakd.data.streams import Chunk, StreamedImages, TrainingData
 from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
+from hsakd.devices import sent
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
@@ -81,7 +82,7 @@ def epoch_stream(dataset: TrainingData, *, seed: int, epoch: int) -> tuple[Tenso
 
 def gather_batch(dataset: Dataset, indices: Tensor, views: Tensor, *, dtype: torch.dtype) -> Batch:
     """Return the batch of training images `indices` in `views` (both on the CPU, [B]), augmented on the data set's device."""
-    chosen = indices.to(dataset.train_images.device, non_blocking=True)
+    chosen = sent(indices, dataset.train_images.device)
     augmented = apply_views(dataset.train_images[chosen], views, dataset.views)
     images = normalize(augmented, dataset.mean, dataset.std, dtype)
     return Batch(indices=indices, views=views, images=images, labels=dataset.train_labels[chosen])

@@ -1,11 +1,31 @@
 """Resized crops against torchvision's, image by image."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2.functional import horizontal_flip, resized_crop
 
+import hsakd.devices
 from hsakd.data.views import ResizedCrops, apply_views
+from hsakd.devices import sent
+
+
+@pytest.mark.parametrize(("kind", "pins"), [("cuda", 1), ("cpu", 0), ("meta", 0)])
+def test_what_a_gpu_is_sent_is_pinned_first(monkeypatch: pytest.MonkeyPatch, kind: str, pins: int) -> None:
+    calls: list[tuple[str, object]] = []  # there is no GPU here to send to
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append(("pin", self)) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: calls.append(("to", (device.type, non_blocking))) or self)
+    sent(torch.arange(3), torch.device(kind))
+    assert [name for name, _ in calls] == ["pin"] * pins + ["to"]
+    assert calls[-1][1] == (kind, True)
+
+
+def test_nothing_is_sent_to_a_device_in_another_way() -> None:
+    root = Path(hsakd.devices.__file__).parent
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if "non_blocking" in path.read_text()}
+    assert found == {"devices.py", "training/detection.py"}  # whose loader pins all it gives
 
 
 @pytest.mark.parametrize(("side", "size"), [(96, 32), (28, 28), (16, 32)])

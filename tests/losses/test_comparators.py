@@ -14,6 +14,7 @@ from hsakd.losses import LOSS_TERMS, Objective, Step
 from hsakd.losses.contrastive import ContrastiveRepresentation
 from hsakd.losses.correlation import GAMMA, gaussian_correlation
 from hsakd.losses.objective import TermContext, TermModule, build_module
+from hsakd.losses.relational import pair_distances
 from sweeps.presets import COMPARATORS, LIBRARY_TERMS
 
 B, N, T = 4, 5, 2.5
@@ -192,6 +193,19 @@ def test_term_equals_its_papers_formula_written_as_loops(name: str) -> None:
     compute = LOSS_TERMS[name].compute
     assert compute is not None
     assert compute(step).item() == pytest.approx(REFERENCES[name](step), rel=2e-5)
+
+
+def test_rkds_distances_and_their_gradients_are_torchdistills() -> None:
+    from torchdistill.losses.mid_level import RKDLoss
+
+    embeddings = torch.randn(16, 32, generator=torch.Generator().manual_seed(2))
+    embeddings[3] = embeddings[5]  # equal ones, whose distance is bounded from below
+    given, weights = [embeddings.clone().requires_grad_() for _ in range(2)], torch.rand(16, 16, generator=torch.Generator().manual_seed(3))
+    distances = [distance(values) for distance, values in zip((pair_distances, RKDLoss.pdist), given, strict=True)]
+    assert torch.equal(*distances)
+    for distance in distances:
+        (distance * weights).sum().backward()
+    assert torch.equal(*(values.grad for values in given))
 
 
 def test_fitnet_is_the_mean_square_of_the_regressed_second_stage() -> None:

@@ -1,10 +1,14 @@
 """The loop's promises: schedule, stream, no host synchronisation, only what is read is computed."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
@@ -56,6 +60,32 @@ def smallest_of_each_family() -> list[str]:
     return list(found.values())
 
 
+class NoIndexLists(TorchFunctionMode):
+    """Refuses lists and ranges as indices, which PyTorch copies to the device while the host waits, where no dispatch sees it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            assert not any(isinstance(part, Sequence) for part in parts), f"{args[1]} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what the meta device lets pass and a GPU would wait for: copies from the host that block, and indices that lie there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        inputs = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor) and value.dim() > 0]
+        devices = {value.device.type for value in (*inputs, result) if isinstance(value, torch.Tensor)}
+        if devices == {"cpu", "meta"}:
+            assert func is torch.ops.aten._to_copy.default, f"{func} waits for the device"
+            assert kwargs.get("non_blocking"), f"{func} blocks"
+        return result
+
+
 def take_steps_on_meta(terms: tuple[tuple[str, float], ...], student_name: str, teacher_name: str, **changes: Any) -> HierarchicalNet:
     """Take two steps of every stage of a training; a hidden CPU tensor or a hidden `.item()` raises."""
     device = torch.device("meta")
@@ -78,8 +108,10 @@ def take_steps_on_meta(terms: tuple[tuple[str, float], ...], student_name: str, 
         losses = RunningLosses(stage.objective.names, device)
         optimizer = make_optimizer(torch.nn.ModuleList([network, modules]), OptimConfig())
         for step in range(2):
-            batch = gather_batch(data, order[:16], views[:16], dtype=torch.float32)
-            training_step(network, stage.objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05, **changes)
+            gather_batch(data, order[:1], views[:1], dtype=torch.float32)  # mean and deviation are brought to a device once
+            with NoWaiting(), NoIndexLists():
+                batch = gather_batch(data, order[:16], views[:16], dtype=torch.float32)
+                training_step(network, stage.objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05, **changes)
         assert losses.sums.is_meta
     return network
 

@@ -199,8 +199,8 @@ class NumericsConfig(DataclassConfig):
     """How the arithmetic is done: every switch that may change the last digits.
 
     `teacher_predictions` "bank" keeps the teacher's answers in `bank_dtype` ("live" asks it anew each step). `channels_last` None takes
-    the measured choice of the network's family on CPUs, and is off elsewhere. `initialization` "authors" reproduces their initial weights
-    family by family.
+    the measured choice of the network's family on CPUs, and is off elsewhere. `cudnn_benchmark` lets cuDNN time its algorithms and take the
+    fastest, which may be another in each process. `initialization` "authors" reproduces their initial weights family by family.
     """
 
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -211,12 +211,14 @@ class NumericsConfig(DataclassConfig):
     tf32: bool = False
     deterministic: bool = False
     initialization: Literal["he", "authors"] = "he"
+    cudnn_benchmark: bool = False
 
     def __post_init__(self) -> None:
         _require(self.precision in ("float32", "bfloat16", "float64"), "precision", self.precision, "float32, bfloat16, float64")
         _require(self.teacher_predictions in ("live", "bank"), "teacher_predictions", self.teacher_predictions, "live, bank")
         _require(self.bank_dtype in ("float16", "float32"), "bank_dtype", self.bank_dtype, "float16, float32")
         _require(self.initialization in ("he", "authors"), "initialization", self.initialization, "he, authors")
+        _require(not (self.cudnn_benchmark and self.deterministic), "cudnn_benchmark", self.cudnn_benchmark, "False with deterministic")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,6 +98,8 @@ class SweepOptions:
     """Let GPUs round float32 products to TF32."""
     deterministic: bool = False
     """Deterministic kernels only, on GPUs too."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its algorithms on each GPU and take the fastest: as fast as can be, not the same numbers each time."""
     threads: int = 1
     """CPU threads of a trial."""
     trials_per_gpu: int = 1
@@ -146,6 +148,8 @@ class SweepOptions:
             _check("trials", self.trials, self.trials is None, "nothing beside --search-budget")
         _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
         _check("tf32", "given", not self.tf32 or self.gpus > 0, "with --gpus 1 or more; a CPU has no TF32")
+        is_timed = not self.cudnn_benchmark or (self.gpus > 0 and not self.deterministic)
+        _check("cudnn_benchmark", "given", is_timed, "with --gpus 1 or more, without --deterministic")
         has_bank = self.predictions == "bank"
         _check("bank_dtype", self.bank_dtype, has_bank or self.bank_dtype == "float16", "float32 with --predictions bank only")
         _check("max_failures", self.max_failures, self.max_failures >= 0, "0 or more")
@@ -319,6 +323,7 @@ class TransferOptions(SweepOptions):
     compile: tyro.conf.Fixed[bool] = False
     tf32: tyro.conf.Fixed[bool] = False
     deterministic: tyro.conf.Fixed[bool] = False
+    cudnn_benchmark: tyro.conf.Fixed[bool] = False
     padding: tyro.conf.Fixed[int | None] = None
     flip: tyro.conf.Fixed[bool] = True
     trials: tyro.conf.Fixed[int | None] = None

@@ -80,6 +80,7 @@ class TrialFactory:
             compile=options.compile,
             tf32=options.tf32,
             deterministic=options.deterministic,
+            cudnn_benchmark=options.cudnn_benchmark,
             initialization=options.initialization,
         )
         self.student_numerics = replace(self.numerics, teacher_predictions=options.predictions, bank_dtype=options.bank_dtype)

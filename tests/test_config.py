@@ -59,6 +59,7 @@ def test_roles_and_regimes_follow_from_the_fields() -> None:
         (lambda: ObjectiveConfig(terms=()), r"terms is \[\]; accepted: one or more"),
         (lambda: TrialConfig(network="resnet8", data=DATA, taps=(2, 1)), r"taps is \(2, 1\); accepted: rising"),
         (lambda: NumericsConfig(precision="int8"), "precision is 'int8'; accepted: float32"),  # type: ignore[arg-type]
+        (lambda: NumericsConfig(cudnn_benchmark=True, deterministic=True), "cudnn_benchmark is True; accepted: False with deterministic"),
         (lambda: TrialConfig.from_json('{"network": "a", "colour": 1}'), "unknown field 'colour'; known: "),
         (lambda: TrialConfig.from_json("[]"), r"expected a table, got \[\]"),
     ],

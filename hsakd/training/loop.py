@@ -282,9 +282,9 @@ def fit(
 ) -> FitResult:
     """Train `network` (on `device`, weights as initialized) for all epochs of `config`, from its checkpoint if there is one.
 
-    Bit for bit the same on the same device, also when interrupted and resumed. A last batch of a single image is dropped, since batch
-    statistics of one row do not exist; with `batch_shards` every last batch that is not whole. The ranks of a `team` call this alike and
-    share each batch; the leader's `hooks` count.
+    Bit for bit the same on the CPU, and on a GPU with `deterministic`, also when interrupted and resumed. A last batch of a single image
+    is dropped, since batch statistics of one row do not exist; with `batch_shards` every last batch that is not whole. The ranks of a
+    `team` call this alike and share each batch; the leader's `hooks` count.
 
     Raises:
         TrialInterrupted: `hooks.should_stop` said so; the checkpoint is written.

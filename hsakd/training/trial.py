@@ -326,7 +326,7 @@ def set_numerics(numerics: NumericsConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may not be deterministic, and PyTorch refuses it
     torch.backends.cuda.matmul.allow_tf32 = numerics.tf32
     torch.backends.cudnn.allow_tf32 = numerics.tf32
-    torch.backends.cudnn.benchmark = not numerics.deterministic
+    torch.backends.cudnn.benchmark = numerics.cudnn_benchmark
     torch.use_deterministic_algorithms(numerics.deterministic)
 
 

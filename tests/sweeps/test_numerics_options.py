@@ -26,6 +26,7 @@ def trials_of(out: Path, *arguments: str) -> list[TrialConfig]:
         (("--compile",), "compile", True),
         (("--tf32", "--gpus", "1"), "tf32", True),
         (("--deterministic",), "deterministic", True),
+        (("--cudnn-benchmark", "--gpus", "1"), "cudnn_benchmark", True),
     ],
 )
 def test_an_option_reaches_every_trial_and_its_requirements(tmp_path: Path, arguments: tuple[str, ...], field: str, value: object) -> None:
@@ -38,7 +39,9 @@ def test_an_option_reaches_every_trial_and_its_requirements(tmp_path: Path, argu
 def test_the_defaults_said_aloud_rename_nothing(tmp_path: Path) -> None:
     stated = ("--initialization", "he", "--precision", "float32", "--channels-last", "auto", "--no-compile", "--no-tf32")
     default = [trial.trial_id for trial in trials_of(tmp_path)]
-    assert [trial.trial_id for trial in trials_of(tmp_path, *stated, "--no-deterministic", "--bank-dtype", "float16")] == default
+    assert [
+        trial.trial_id for trial in trials_of(tmp_path, *stated, "--no-deterministic", "--no-cudnn-benchmark", "--bank-dtype", "float16")
+    ] == default
 
 
 def test_how_banks_store_is_the_students_matter(tmp_path: Path) -> None:
@@ -51,6 +54,8 @@ def test_how_banks_store_is_the_students_matter(tmp_path: Path) -> None:
     ("arguments", "sentence"),
     [
         (("--tf32",), "--tf32 is given; accepted: with --gpus 1 or more; a CPU has no TF32"),
+        (("--cudnn-benchmark",), "--cudnn-benchmark is given; accepted: with --gpus 1 or more, without --deterministic"),
+        (("--cudnn-benchmark", "--deterministic", "--gpus", "1"), "--cudnn-benchmark is given; accepted: with --gpus 1 or more, without"),
         (("--bank-dtype", "float32"), "--bank-dtype is float32; accepted: float32 with --predictions bank only"),
     ],
 )

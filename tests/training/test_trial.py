@@ -80,6 +80,7 @@ def test_every_kind_of_trial_is_recorded_with_its_provenance(finished: Path) -> 
         NumericsConfig(precision="float64"),
         NumericsConfig(channels_last=False),
         NumericsConfig(deterministic=True),
+        NumericsConfig(cudnn_benchmark=True),
         pytest.param(NumericsConfig(compile=True), marks=pytest.mark.slow),
     ],
 )
@@ -88,6 +89,7 @@ def test_every_switch_of_the_arithmetic_trains_and_agrees_with_the_default(finis
     record = run_trial(config, context(finished))
     assert (record.status, record.config.numerics) == ("complete", numerics)
     assert torch.are_deterministic_algorithms_enabled() == numerics.deterministic
+    assert torch.backends.cudnn.benchmark == numerics.cudnn_benchmark
     losses = [ResultStore(finished).read_epochs(trial_id)[0].loss for trial_id in (config.trial_id, STUDENT.trial_id)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the first epoch of both
     torch.use_deterministic_algorithms(False)

@@ -332,7 +332,7 @@ def set_numerics(numerics: NumericsConfig) -> None:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether a device or, as a plain RuntimeError of PyTorch's allocator, the host has no memory left."""
-    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 

@@ -250,7 +250,15 @@ def test_a_disk_without_room_for_a_checkpoint_is_one_sentence_and_the_previous_o
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("x"),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"),
+    ],
+)
 def test_out_of_memory_ends_the_attempt_without_a_record(tmp_path: Path, error: Exception) -> None:
     def exhaust(_: EpochMetrics) -> None:
         raise error

@@ -1,4 +1,6 @@
-"""How a step's values come to its device without waiting for it."""
+"""How a step's values come to its device without waiting for it, and in which precision it computes."""
+
+import contextlib
 
 import torch
 from torch import Tensor
@@ -8,3 +10,8 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     """Return `values` of the host on `device`; the host goes on at once, since a GPU is sent them from pinned memory."""
     pinned = values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values  # what is pinned stays as it is
     return pinned.to(device, non_blocking=True)
+
+
+def autocasting(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+    """Return a context of mixed precision with `dtype`; for None one that changes nothing."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

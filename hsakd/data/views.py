@@ -171,4 +171,6 @@ def _affine(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype,
 
 def rotate_rows(images: Tensor, num_rotations: int) -> Tensor:
     """Return rows [B*M, C, H, W]: row M*b + j is image b turned j quarter turns counter-clockwise (square images)."""
+    if num_rotations == 1:
+        return images
     return torch.stack([torch.rot90(images, turns, dims=(2, 3)) for turns in range(num_rotations)], dim=1).flatten(0, 1)

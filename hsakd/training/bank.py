@@ -119,7 +119,7 @@ class BankPredictions:
         self.live = live
         self.num_views = dataset.views.num_views
         num_entries = len(dataset.train_labels) * self.num_views
-        widths = {"logits": num_classes} | {f"{BRANCH_PREFIX}{tap}": num_classes * live.teacher.num_rotations for tap in live.branches}
+        widths = {"logits": num_classes} | {f"{BRANCH_PREFIX}{tap}": live.joint_width for tap in live.branches}
         self.dtype = torch.float16 if dtype == np.float16 else torch.float32
         self.arrays = [
             BankArray(folder, name, num_entries, (live.num_rotations, width), dtype, descriptors) for name, width in widths.items()

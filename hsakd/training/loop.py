@@ -16,7 +16,7 @@ from hsakd.config import NumericsConfig, OptimConfig, TrialConfig
 from hsakd.data.datasets import Dataset
 from hsakd.data.streams import Chunk, StreamedImages, TrainingData
 from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
-from hsakd.devices import sent
+from hsakd.devices import autocasting, sent
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet
 from hsakd.records import EpochMetrics
@@ -124,7 +124,7 @@ def compute_loss(
     if network.peer is not None:
         return mutual_loss(network, objective, batch, autocast=autocast)
     num_rotations = network.num_rotations if objective.is_rotated else 1
-    rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
+    rows = rotate_rows(batch.images, num_rotations)
     teacher = predictions.predict(batch, rows) if predictions is not None else None
     if rotations is not None and num_rotations > 1:
         rows = select_turns(rows.view(-1, num_rotations, *rows.shape[1:]), rotations).flatten(0, 1)
@@ -132,17 +132,14 @@ def compute_loss(
         if teacher is not None:
             joint_logits = tuple(select_turns(joint, rotations) for joint in teacher.joint_logits)
             teacher = Predictions(select_turns(teacher.logits, rotations), joint_logits)
-    device_type = rows.device.type
-    context = torch.autocast(device_type, dtype=autocast) if autocast is not None else contextlib.nullcontext()
-    with context:
+    with autocasting(rows.device, autocast):
         output = network(rows, branches=network.taps if objective.reads_branches else ())
-    shape = (len(batch.labels), num_rotations, -1)
     keeps_features = bool(objective.feature_terms)
     return objective(
         Step(
             labels=batch.labels,
-            student_logits=output.logits.view(shape),
-            student_joint_logits=tuple(logits.view(shape) for logits in output.joint_logits),
+            student_logits=by_image(output.logits, num_rotations),
+            student_joint_logits=tuple(by_image(logits, num_rotations) for logits in output.joint_logits),
             student_maps=tuple(by_image(maps, num_rotations) for maps in output.features) if keeps_features else (),
             student_embedding=by_image(output.embedding, num_rotations) if keeps_features else None,
             teacher_maps=() if teacher is None else teacher.features,

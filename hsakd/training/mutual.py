@@ -1,12 +1,11 @@
 """Online mutual distillation (the extended version's HSSAKD): two networks trained together, each the other's teacher."""
 
-import contextlib
-
 import torch
 from torch import Tensor
 
 from hsakd.config import TrialConfig
 from hsakd.data.views import Batch, rotate_rows
+from hsakd.devices import autocasting
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet, create_network
 
@@ -46,9 +45,8 @@ def mutual_loss(
     peer = network.peer
     assert peer is not None
     num_rotations = network.num_rotations if objective.is_rotated else 1
-    rows = rotate_rows(batch.images, num_rotations) if num_rotations > 1 else batch.images
-    context = torch.autocast(rows.device.type, dtype=autocast) if autocast is not None else contextlib.nullcontext()
-    with context:
+    rows = rotate_rows(batch.images, num_rotations)
+    with autocasting(rows.device, autocast):
         outputs = [member(rows, branches=member.taps if objective.reads_branches else ()) for member in (network, peer)]
     shape = (len(batch.labels), num_rotations, -1)
     logits = [output.logits.view(shape) for output in outputs]

@@ -1,6 +1,5 @@
 """What a frozen teacher says of a batch; the loop can't tell where the answer comes from."""
 
-import contextlib
 import copy
 from typing import NamedTuple, Protocol
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from hsakd.config import NumericsConfig
 from hsakd.data.views import Batch
+from hsakd.devices import autocasting
 from hsakd.models import HierarchicalNet
 from hsakd.training.folding import Teacher, fold_teacher
 from hsakd.training.team import Team
@@ -50,10 +50,10 @@ def prefers_channels_last(network: HierarchicalNet, numerics: NumericsConfig) ->
 
 
 class LivePredictions:
-    """Runs the teacher: eval mode, inference mode, only the branches that the objective reads, BN folded where `is_folded`.
+    """Runs a copy of the teacher: eval mode, inference mode, only the branches that the objective reads, BN folded but in float64.
 
-    `teacher` is not changed. None for `is_folded` folds all but float64, which is the reference. `is_channels_last` lays out the
-    teacher and its rows channels last; `with_features` gives embedding and maps, too.
+    (Which is the reference.) `teacher` is not changed, nor kept. `is_channels_last` lays out the copy and its rows channels last;
+    `with_features` gives embedding and maps, too.
     """
 
     source = "live"
@@ -65,30 +65,26 @@ class LivePredictions:
         branches: tuple[int, ...],
         num_rotations: int,
         autocast: torch.dtype | None = None,
-        fallback: str = "",
-        is_folded: bool | None = None,
         is_channels_last: bool = False,
         with_features: bool = False,
     ) -> None:
-        self.teacher = teacher
+        self.joint_width = teacher.num_classes * teacher.num_rotations
         self.branches = branches
         self.with_features = with_features
         self.num_rotations = num_rotations
         self.autocast = autocast
-        self.fallback = fallback
+        self.fallback = ""
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
-        is_reference = next(teacher.parameters()).dtype == torch.float64
-        if (not is_reference) if is_folded is None else is_folded:
-            self.answer: nn.Module = fold_teacher(teacher, branches, with_features=with_features)
+        if next(teacher.parameters()).dtype == torch.float64:
+            answer: nn.Module = Teacher(copy.deepcopy(teacher), branches, with_features=with_features).eval().requires_grad_(False)
         else:
-            self.answer = Teacher(copy.deepcopy(teacher), branches, with_features=with_features).eval().requires_grad_(False)
-        self.answer = self.answer.to(memory_format=self.memory_format)
+            answer = fold_teacher(teacher, branches, with_features=with_features)
+        self.answer = answer.to(memory_format=self.memory_format)
         self.hits = 0
         self.misses = 0
 
     def predict(self, batch: Batch, rows: Tensor) -> Predictions:
-        context = torch.autocast(rows.device.type, dtype=self.autocast) if self.autocast is not None else contextlib.nullcontext()
-        with torch.inference_mode(), context:
+        with torch.inference_mode(), autocasting(rows.device, self.autocast):
             answers = self.answer(rows.contiguous(memory_format=self.memory_format))
         shape = (len(batch.labels), self.num_rotations)
         logits, *others = (answer.clone().unflatten(0, shape) for answer in answers)  # clones may be saved for a backward

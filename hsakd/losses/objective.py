@@ -227,7 +227,8 @@ class Objective:
     """A weighted sum of loss terms; calling it gives `(total, {name: unweighted value})`.
 
     `modules` are the parameters and memories of the terms that have some (`with_modules`); with `is_pretraining`, the terms' values are
-    those of the stage before the training proper.
+    those of the stage before the training proper. A stage of an objective that is rotated is so, too (`is_part_of_rotated`): all stages
+    ask one teacher.
     """
 
     terms: tuple[tuple[str, float], ...]
@@ -235,6 +236,7 @@ class Objective:
     branch_weights: tuple[float, ...] | None
     modules: nn.ModuleDict = field(default_factory=nn.ModuleDict, compare=False)
     is_pretraining: bool = False
+    is_part_of_rotated: bool = False
 
     @classmethod
     def from_config(cls, config: ObjectiveConfig) -> Self:
@@ -256,7 +258,7 @@ class Objective:
     def training_proper(self) -> Self:
         """Return the objective without the terms that are for the pre-training only."""
         kept = tuple(item for item in self.terms if not is_for_pretraining_only(item[0]))
-        return self if kept == self.terms else replace(self, terms=kept)
+        return self if kept == self.terms else replace(self, terms=kept, is_part_of_rotated=self.is_rotated)
 
     def pretraining(self) -> tuple[Pretraining, Self] | None:
         """Return the stage before the training proper and its objective; None where no term declares one.
@@ -271,7 +273,7 @@ class Objective:
             raise ValueError(f"terms is {self.names}; accepted: at most one that is pre-trained")
         stage = LOSS_TERMS[staged[0][0]].pretraining
         assert stage is not None
-        return stage, replace(self, terms=tuple(staged), is_pretraining=True)
+        return stage, replace(self, terms=tuple(staged), is_pretraining=True, is_part_of_rotated=self.is_rotated)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -281,7 +283,13 @@ class Objective:
     @property
     def is_rotated(self) -> bool:
         """Whether any term reads rotated images; otherwise a step sees the M = 1 unrotated view only."""
-        return any(LOSS_TERMS[name].is_rotated for name in self.names)
+        return self.is_part_of_rotated or any(LOSS_TERMS[name].is_rotated for name in self.names)
+
+    @property
+    def reads_student(self) -> bool:
+        """Whether any term reads the trained network; a pre-training may train a term's own parameters on the teacher alone."""
+        stages = [LOSS_TERMS[name].pretraining for name in self.names] if self.is_pretraining else []
+        return not stages or any(stage is not None and stage.trains_student for stage in stages)
 
     @property
     def reads_branches(self) -> bool:

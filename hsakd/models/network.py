@@ -22,6 +22,11 @@ class Output(NamedTuple):
     features: tuple[Tensor, ...]  # [R, C_l, H_l, W_l] each
     embedding: Tensor  # [R, C]
 
+    @classmethod
+    def nothing(cls, rows: Tensor) -> "Output":
+        """Return what stands for a network that nobody reads: no logits, maps or embedding [R, 0]."""
+        return cls(logits=rows.new_empty(len(rows), 0), joint_logits=(), features=(), embedding=rows.new_empty(len(rows), 0))
+
 
 class Classifier(nn.Module):
     """Stages, neck, global average pooling, linear layer: the backbone's tail and every auxiliary classifier alike."""

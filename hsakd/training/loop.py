@@ -18,7 +18,7 @@ from hsakd.data.streams import Chunk, StreamedImages, TrainingData
 from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
 from hsakd.devices import autocasting, sent
 from hsakd.losses.objective import Objective, Step
-from hsakd.models import HierarchicalNet
+from hsakd.models import HierarchicalNet, Output
 from hsakd.records import EpochMetrics
 from hsakd.training.checkpoint import CheckpointCorrupt, discard_unfinished, load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate_batches
@@ -133,7 +133,8 @@ def compute_loss(
             joint_logits = tuple(select_turns(joint, rotations) for joint in teacher.joint_logits)
             teacher = Predictions(select_turns(teacher.logits, rotations), joint_logits)
     with autocasting(rows.device, autocast):
-        output = network(rows, branches=network.taps if objective.reads_branches else ())
+        branches = network.taps if objective.reads_branches else ()
+        output = network(rows, branches=branches) if objective.reads_student else Output.nothing(rows)
     keeps_features = bool(objective.feature_terms)
     return objective(
         Step(

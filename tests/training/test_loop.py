@@ -27,6 +27,7 @@ TERMS = {
     "teacher": (("task", 1.0), ("ce_q", 1.0)),
     "student": (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0)),
     "kd": (("task", 0.1), ("kd", 0.9)),
+    "AB of a rotated objective": (("task", 1.0), ("kl_p", 1.0), ("ab", 1.0)),
 }
 
 
@@ -86,8 +87,13 @@ class NoWaiting(TorchDispatchMode):
         return result
 
 
-def take_steps_on_meta(terms: tuple[tuple[str, float], ...], student_name: str, teacher_name: str, **changes: Any) -> HierarchicalNet:
-    """Take two steps of every stage of a training; a hidden CPU tensor or a hidden `.item()` raises."""
+def take_steps_on_meta(
+    terms: tuple[tuple[str, float], ...], student_name: str, teacher_name: str, **changes: Any
+) -> tuple[HierarchicalNet, list[int]]:
+    """Take two steps of every stage of a training; a hidden CPU tensor or a hidden `.item()` raises.
+
+    Return the network, and how often it ran in each stage.
+    """
     device = torch.device("meta")
     config = DataConfig(dataset="digits", train_subset=64)
     trial = TrialConfig(network=student_name, data=config, teacher=TrialConfig(network=teacher_name, data=config))
@@ -104,7 +110,10 @@ def take_steps_on_meta(terms: tuple[tuple[str, float], ...], student_name: str, 
         num_rotations, with_features = 4 if objective.is_rotated else 1, bool(objective.feature_terms)
         predictions = LivePredictions(teacher, branches=branches, num_rotations=num_rotations, with_features=with_features)
     order, views = torch.arange(64), torch.arange(64) % 9
+    runs: list[int] = []
+    network.register_forward_hook(lambda *_: runs.__setitem__(-1, runs[-1] + 1))
     for stage in training_stages(objective, OptimConfig()):
+        runs.append(0)
         losses = RunningLosses(stage.objective.names, device)
         optimizer = make_optimizer(torch.nn.ModuleList([network, modules]), OptimConfig())
         for step in range(2):
@@ -113,19 +122,21 @@ def take_steps_on_meta(terms: tuple[tuple[str, float], ...], student_name: str, 
                 batch = gather_batch(data, order[:16], views[:16], dtype=torch.float32)
                 training_step(network, stage.objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05, **changes)
         assert losses.sums.is_meta
-    return network
+    return network, runs
 
 
 @pytest.mark.parametrize("kind", TERMS)
 def test_a_whole_step_runs_on_the_meta_device(kind: str) -> None:
     """What keeps us honest about GPUs without one."""
-    network = take_steps_on_meta(TERMS[kind], "resnet8_half", "resnet14")
+    network, runs = take_steps_on_meta(TERMS[kind], "resnet8_half", "resnet14")
     assert all(parameter.grad is not None for parameter in network.parameters())
+    stages = training_stages(Objective.from_config(ObjectiveConfig(terms=TERMS[kind])), OptimConfig())
+    assert runs == [2 if stage.trains_network else 0 for stage in stages]  # what is not trained is not run
 
 
 @pytest.mark.parametrize("name", smallest_of_each_family())
 def test_a_whole_step_of_every_family_runs_on_the_meta_device(name: str) -> None:
-    network = take_steps_on_meta(TERMS["student"], name, name, rotations=(0, 2))
+    network, _ = take_steps_on_meta(TERMS["student"], name, name, rotations=(0, 2))
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 

@@ -310,6 +310,9 @@ def fit(
     if num_shards > 1 and objective.feature_terms:
         names = ", ".join(objective.feature_terms)
         raise ValueError(f"batch_shards is {num_shards}; accepted: 1 with {names}, which compares or remembers the images of whole batches")
+    weights, taps = objective.branch_weights, network.taps
+    if weights is not None and objective.reads_branches and len(weights) != len(taps):
+        raise ValueError(f"branch_weights is {weights}; accepted: {len(taps)} weights, one for each of the taps {taps}")
     trained: Any = _compiled(network, config.numerics)
     if team.size > 1:
         trained = team.wrap(StepLoss(trained, modules), finds_unused=len(stages) > 1)
@@ -334,6 +337,7 @@ def fit(
         losses.sums, losses.first_bad = state["loss_sums"].to(device), state["first_bad"].to(device)
         if not team.is_leader:
             losses.sums.zero_()  # the checkpoint has those of all ranks
+    del state  # else as large as weights and momentum, for the whole training
     last_save = time.monotonic()
 
     def save(epoch: int, step: int, train_seconds: float) -> None:

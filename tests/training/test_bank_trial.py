@@ -1,5 +1,6 @@
 """Whole student trials from a bank: repeated, interrupted and resumed bit for bit; the record says who answered."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -118,6 +119,20 @@ def test_a_warmed_bank_leaves_no_misses(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert banks_main(replace(warm, **changes)) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_bank_that_could_not_be_written_to_the_disk_is_not_called_stored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run_trial(TEACHER, RunContext(store=ResultStore(tmp_path)))
+    monkeypatch.setattr(os, "fdatasync", fail)  # what a dying disk says at last
+    assert banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=TEACHER.trial_id, num_views=1)) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"error: bank_dir is {tmp_path / 'banks'}; bank filling stopped: Input/output error\n"
 
 
 def test_the_bank_of_kds_teacher_is_warmed_with_what_kd_asks(tmp_path: Path) -> None:

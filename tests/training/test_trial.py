@@ -333,6 +333,12 @@ def test_a_student_without_its_teacher_says_which_trial_is_missing(tmp_path: Pat
         run_trial(STUDENT, context(tmp_path))
 
 
+def test_branch_weights_of_another_number_than_the_taps_are_refused(finished: Path) -> None:
+    config = replace(STUDENT, objective=replace(STUDENT.objective, branch_weights=(1.0, 0.5)))
+    with pytest.raises(ValueError, match=r"branch_weights is \(1.0, 0.5\); accepted: 3 weights, one for each of the taps \(1, 2, 3\)"):
+        run_trial(config, context(finished))
+
+
 def test_a_tap_that_the_teacher_lacks_is_refused(finished: Path) -> None:
     config = replace(STUDENT, teacher=replace(JOINT, taps=(1, 2)), taps=(1, 3))
     run_trial(replace(JOINT, taps=(1, 2)), context(finished))

@@ -43,7 +43,7 @@ class BankOptions:
     tf32: bool = False
     """warm: whether a GPU rounds products to TF32."""
     bank_budget: float | None = None
-    """warm: gigabytes that banks may take (default: half of the free disk)."""
+    """warm: gigabytes that all banks may take, open ones as if they were full (default: half of the free disk)."""
     data_dir: Path | None = None
     """warm: where the data set is."""
     device: str = "cpu"

@@ -85,7 +85,7 @@ class SweepOptions:
     bank_dir: Path | None = None
     """Node-local folder of teacher banks."""
     bank_budget: float | None = None
-    """Gigabytes that banks may take; default: half of the free disk."""
+    """Gigabytes that all banks of --bank-dir may take, open ones as if they were full; default: half of the free disk."""
     bank_dtype: Literal["float16", "float32"] = "float16"
     """How --predictions bank stores answers."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"

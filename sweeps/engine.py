@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from hsakd.config import DataConfig, TrialConfig
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord, replacing
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord, predictions_columns, replacing
 from sweeps.attempts import NO_WORD, note_error, ran_out_of_memory, read_errors
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import Packing, num_cores
@@ -485,8 +485,9 @@ class ScheduleSearcher(Searcher):
             top1_val=max(values) if values else None,
             train_seconds=seconds,
             total_seconds=seconds + sum(row.eval_seconds for row in epochs),  # what a search costs includes what it pruned
-            bank_hits=sum(row.bank_hits for row in epochs),
-            bank_misses=sum(row.bank_misses for row in epochs),
+            teacher_weights_sha256=self.schedule.store.weights_digest(config.teacher),
+            backbone_weights_sha256=self.schedule.store.weights_digest(config.backbone),
+            **predictions_columns(epochs),
             device=str(self.options.context.get("device", "")),
             num_threads=self.options.threads,
             started_at=utc(self.begun.get(config.trial_id, time.time())),

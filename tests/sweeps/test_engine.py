@@ -122,7 +122,16 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
 
     def row(trial_id: str, epoch: int) -> dict[str, object]:
         metrics = EpochMetrics(
-            trial_id=trial_id, epoch=epoch, learning_rate=0.1, loss=1.0, loss_terms={"task": 1.0}, top1_val=10.0 + epoch, train_seconds=2.0
+            trial_id=trial_id,
+            epoch=epoch,
+            learning_rate=0.1,
+            loss=1.0,
+            loss_terms={"task": 1.0},
+            top1_val=10.0 + epoch,
+            train_seconds=2.0,
+            predictions_source=("live", "bank")[epoch],
+            predictions_fallback=("no room", "")[epoch],
+            bank_hits=epoch * 7,
         )
         return {EPOCH_JSON: json.dumps(asdict(metrics))}
 
@@ -135,7 +144,10 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
             if config.role == "student" and config.data.validation_fraction > 0:
                 return name
             store = searcher.schedule.store
-            store.write_trial(TrialRecord.of(config, status="complete", epochs_done=3, has_weights=False), [])
+            done = TrialRecord.of(
+                config, status="complete", epochs_done=3, has_weights=False, weights_sha256=f"digest of {config.trial_id}"
+            )
+            store.write_trial(done, [])
             searcher.on_trial_complete(name, {"outcome": "complete"})
         raise AssertionError("no search trial was started")
 
@@ -154,6 +166,9 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
     record = store.read_trial(own_id)
     assert record is not None
     assert (record.status, record.epochs_done, record.train_seconds) == ("pruned", 2, 4.0)
+    assert (record.predictions_source, record.predictions_fallback, record.bank_hits) == ("bank", "no room", 7)
+    assert record.config.teacher is not None
+    assert record.teacher_weights_sha256 == f"digest of {record.config.teacher.trial_id}"
     assert [epoch.top1_val for epoch in store.read_epochs(own_id)] == [10.0, 11.0]
     assert differences(store) == []
 

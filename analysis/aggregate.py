@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.compact import PARTITIONS, Generation, Small, current, read_epoch_file, read_part, read_trial_file, small_files
-from analysis.configurations import facts_of, setting_of
+from analysis.configurations import check, facts_of, setting_of
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
 from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
@@ -281,13 +281,23 @@ def _join(plan: pd.DataFrame, trials: pd.DataFrame, broken: set[str]) -> pd.Data
     waiting = entries["status"].isna()
     entries["status"] = entries["status"].mask(waiting, "waiting").mask(waiting & entries["trial_id"].isin(broken), "unreadable")
     known = entries["trial_config_json"].fillna("")
-    entries["config_json"] = known.where(known != "", entries["config_json"].fillna(""))
+    planned = entries.loc[known == "", "config_json"].map(_readable)
+    entries["config_json"] = known.where(known != "", planned)
     entries = entries.drop(columns=["trial_config_json"])
     facts = pd.DataFrame([facts_of(text) for text in entries["config_json"]], index=entries.index, columns=list(facts_of("")))
     entries["dataset"] = entries["dataset"].fillna(facts["config_dataset"])
     entries = pd.concat([entries, facts], axis=1)
     order = ["teacher", "student", "study", "purpose", "method", "seed", "teacher_seed", "study_number", "trial_id"]
     return entries.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _readable(config_json: str) -> str:
+    """Return a planned configuration, or nothing where tables could not read it."""
+    try:
+        check(config_json)
+    except ValueError:
+        return ""
+    return config_json
 
 
 def pairs_of(entries: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -389,8 +399,3 @@ def reported(results: Results) -> pd.DataFrame:
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as dictionaries by column name."""
     return cast(list[dict[str, Any]], frame.to_dict("records"))
-
-
-def reference() -> pd.DataFrame:
-    """Return the published numbers, under our network names, each with its source."""
-    return pd.read_csv(Path(__file__).with_name("reference.csv"), keep_default_na=True)

@@ -74,5 +74,6 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     panel.margins(x=0.08, y=0.12)
     figure.legend(handles, names, fontsize=7, loc="outside right upper")
     ids = tuple(sorted({trial_id for point in points for trial_id in point[4]}))
-    caption = "Mean over seeds; the dashed front joins what nothing beats in both accuracy and cost; a number marks a pair's best student."
+    caption = "Mean over seeds; the dashed front joins what nothing beats in both accuracy and cost; a number marks a pair's best student; "
+    caption += "a ring is a method at another one's place."
     return [Drawing(name="pareto", title="Accuracy against cost", caption=caption, figure=figure, trial_ids=ids)]

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 
 from analysis.aggregate import METHODS, SELECTIONS, Results, by_row, methods_of, pair_label, pairs_of, reported
 from analysis.artefact import NotAsked, NothingToShow, Options
@@ -21,30 +22,31 @@ def build(results: Results, options: Options) -> list[Table]:
     pairs, notes = pairs_of(entries), list[str]()
     kept, _ = uniform(entries, pairs, options, notes)
     kept = kept[kept["purpose"] == "report"]
-    of_rows = by_row(kept.assign(root=[teacher_of(text)[1] for text in kept["config_json"]]), pairs)
+    teachers = [teacher_of(text) for text in kept["config_json"]]
+    of_rows = by_row(kept.assign(regime=[regime for regime, _ in teachers], root=[root for _, root in teachers]), pairs)
     names = [*OURS, *(method for method in methods_of(kept) if method not in OURS)]
     found: list[tuple[str, str, Gain]] = []
     left_out: dict[str, list[str]] = {}  # by reason
     for pair, (left, right) in itertools.product(pairs, itertools.combinations(names, 2)):
         sides = [of_rows[pair, name] for name in (left, right) if (pair, name) in of_rows]
-        shared = set.intersection(*(set(side["root"]) for side in sides)) - {""} if len(sides) == 2 else set()
-        if left not in OURS or not shared:
+        if left not in OURS or len(sides) < 2 or not _common(sides, "regime"):
             continue
-        label, what = pair_label(pair, pairs), f"{left} - {right}"
+        shared, label, what = _common(sides, "root"), pair_label(pair, pairs), f"{left} - {right}"
         arm, base = (side[side["root"].isin(shared)] for side in sides)
         gained = gain(arm, base, SELECTIONS[options.selection], force=options.force)
         if set(sides[0]["trial_id"]) == set(sides[1]["trial_id"]):
             left_out.setdefault("both rows are the same trials (of HSAKD-tuned: the paper's setting won)", []).append(f"{what}, {label}")
         elif gained is None:
-            left_out.setdefault("no seed has a number in both rows, or a row has different settings", []).append(f"{what}, {label}")
+            why = "no seed and teacher have a number in both rows, or a row has different settings"
+            left_out.setdefault(why, []).append(f"{what}, {label}")
         else:
             found.append((label, what, gained))
             if any(set(side["root"]) - shared for side in sides):
-                notes.append(f"{what}, {label}: over the {len(shared)} teachers that both rows have.")
+                notes.append(f"{what}, {label}: over the teachers that both rows have ({len(shared)}).")
     if not found and not left_out:
         raise NotAsked("Equal teacher: the folder's plan has no two methods on the same teacher.")
     if not found:
-        raise NothingToShow("Equal teacher: no two methods have finished trials on the same teacher.")
+        raise NothingToShow(f"Equal teacher: no two methods to compare, since {', and '.join(left_out)}.")
     rows = [
         (Cell(text=label), Cell(text=what), gain_cell(gained), *_p_cells(gained[0].p, p, gained[1]), Cell(text=gained[0].method))
         for (label, what, gained), p in zip(found, holm([gained[0].p for _, _, gained in found]), strict=True)
@@ -62,6 +64,11 @@ def build(results: Results, options: Options) -> list[Table]:
     columns = ("Pair", "Methods", "Gain", "p", "p (Holm)", "Test")
     table = Table(name="equal_teacher", title="Gains at equal teacher", columns=columns, rows=(*rows, *means), notes=(*about, *notes))
     return [table]
+
+
+def _common(sides: list[pd.DataFrame], column: str) -> set[str]:
+    """Return what two rows have in common in a column."""
+    return {text for text in sides[0][column] if text} & set(sides[1][column])
 
 
 def _p_cells(p: float | None, corrected: float | None, trial_ids: tuple[str, ...]) -> tuple[Cell, Cell]:

@@ -175,11 +175,13 @@ def test_means_over_pairs_are_tested_from_six_pairs_and_rows_without_a_common_se
     run.add(run.config(run.student, terms=ALL_TERMS, teacher=frozen), "report", "HSAKD", 75.0)
     run.add(run.config(run.student, terms=ALL_TERMS, teacher=frozen, seed=1), "report", "HSAKD", None)
     run.add(run.config(run.student, terms=KD, teacher=backbone, seed=1), "report", "KD", 74.0)
-    with pytest.raises(NothingToShow, match="no two methods have finished trials on the same teacher"):
+    with pytest.raises(NothingToShow, match="no two methods to compare, since no seed and teacher have a number in both rows"):
         equal_teacher.build(results_of(run), Options())
     run.add(run.config(run.student, terms=(*KD, ("cc", 1.0)), teacher=backbone), "report", "CC", 74.0)
     (table,) = equal_teacher.build(results_of(run), Options())
-    sentence = "No line where no seed has a number in both rows, or a row has different settings: HSAKD - KD, wrn_40_2 → wrn_16_2."
+    sentence = (
+        "No line where no seed and teacher have a number in both rows, or a row has different settings: HSAKD - KD, wrn_40_2 → wrn_16_2."
+    )
     assert sentence in table.notes
 
 
@@ -205,7 +207,16 @@ def test_rows_of_several_teachers_are_compared_over_those_that_both_have(folder:
                 run.add(run.config(run.student, terms=KD, teacher=backbone, seed=seed), "report", "KD", 74.0)
     (table,) = equal_teacher.build(results_of(run), Options())
     assert [row[2].mean for row in table.rows] == [pytest.approx(1.5)]
-    assert "HSAKD - KD, wrn_40_2 → wrn_16_2: over the 1 teachers that both rows have." in table.notes
+    assert "HSAKD - KD, wrn_40_2 → wrn_16_2: over the teachers that both rows have (1)." in table.notes
+
+
+def test_rows_whose_teachers_have_other_seeds_are_not_compared_and_that_is_said(folder: Make) -> None:
+    run = folder(dataset="digits")
+    backbone, frozen, _ = run.teachers()
+    run.add(run.config(run.student, terms=ALL_TERMS, teacher=frozen), "report", "HSAKD", 75.0)
+    run.add(run.config(run.student, terms=KD, teacher=replace(backbone, seed=1)), "report", "KD", 74.0, teacher_seed=1)
+    with pytest.raises(NothingToShow, match="no two methods to compare, since no seed and teacher have a number in both rows"):
+        equal_teacher.build(results_of(run), Options())
 
 
 def test_holms_family_are_the_rows_with_a_verdict_and_a_shared_student_counts_once(folder: Make) -> None:

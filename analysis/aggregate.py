@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.compact import PARTITIONS, Generation, Small, current, read_epoch_file, read_part, read_trial_file, small_files
-from analysis.configurations import facts_of, setting_of
+from analysis.configurations import check, facts_of, setting_of
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
 from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
@@ -178,19 +178,21 @@ def _generation(folder: Path, notes: list[str]) -> Generation | None:
         return None
 
 
-def _while_current(folder: Path, notes: list[str], read: Callable[[Generation], T]) -> T | None:
+def _while_current(folder: Path, notes: list[str], read: Callable[[Generation, bool], T]) -> T | None:
     """Return what `read` makes of the folder's generation; None without one.
 
-    A compaction may replace and delete the generation meanwhile: then its files are gone, and the new one is read from the start.
+    A compaction may replace and delete the generation meanwhile: then its files are gone, and the new one is read from the start. Where it
+    is still the same one, `read` is told so: files that are gone are lost.
     """
+    last: Path | None = None
     for _ in range(READ_ATTEMPTS):
         generation = _generation(folder, notes)
         if generation is None:
             return None
         try:
-            return read(generation)
+            return read(generation, generation.folder == last)
         except FileNotFoundError:
-            continue
+            last = generation.folder
     notes.append(f"{folder.name}/compacted lacks files; the small files are read instead.")
     return None
 
@@ -201,15 +203,15 @@ def _merged_rows(folder: Path, kind: str, trial_ids: Sequence[str], columns: Seq
     empty = pa.schema([schema.field(name) for name in columns]).empty_table()
     digits = sorted({trial_id[:1] for trial_id in trial_ids} & set(PARTITIONS))
 
-    def read(generation: Generation) -> tuple[list[pa.Table], list[str]]:
+    def read(generation: Generation, is_same: bool) -> tuple[list[pa.Table], list[str]]:
         parts, broken = [empty], []
         for digit in digits:
             path = generation.folder / kind / f"{digit}.parquet"
             try:
                 parts.append(read_part(path, empty.schema, pc.field("trial_id").isin(list(trial_ids))))
-            except FileNotFoundError:
-                raise
-            except (pa.ArrowException, OSError, ValueError):
+            except (pa.ArrowException, OSError, ValueError) as error:
+                if isinstance(error, FileNotFoundError) and not is_same:
+                    raise
                 broken.append(f"{folder.name}/compacted: {kind}/{digit}.parquet is not readable; what only it holds is left out.")
         return parts, broken
 
@@ -224,8 +226,8 @@ def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
     schema = pa.schema([TRIAL_SCHEMA.field(name) for name in TRIAL_COLUMNS])
     empty = schema.empty_table()
 
-    def read_merged(generation: Generation) -> tuple[list[pa.Table], dict[str, Small], list[str]]:
-        files, merged, broken, known = small_files(folder / "trials"), [empty], [], set[str]()
+    def read_merged(generation: Generation, is_same: bool) -> tuple[list[pa.Table], dict[str, Small], list[str], set[str]]:
+        files, merged, said, known = small_files(folder / "trials"), [empty], [], set[str]()
         fresh = dict[str, list[str]]()  # by first digit: the trials whose small file is as it was, or gone
         for name, at in generation.index.items():
             if name not in files or (files[name].mtime_ns, files[name].size) == at:
@@ -234,19 +236,20 @@ def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
             path = generation.folder / "trials" / f"{digit}.parquet"
             try:
                 table = read_part(path, schema)
-            except FileNotFoundError:
-                raise
-            except (pa.ArrowException, OSError, ValueError):
-                broken.append(f"{folder.name}/compacted/{path.name} is not readable; its trials are read from their small files.")
+            except (pa.ArrowException, OSError, ValueError) as error:
+                if isinstance(error, FileNotFoundError) and not is_same:
+                    raise
+                gone = sorted(set(fresh.get(digit, [])) - set(files))
+                without = f"; without one, so unreadable: {_listed(gone)}" if gone else ""
+                said.append(f"{folder.name}/compacted/{path.name} is not readable; its trials are read from their small files{without}.")
                 continue
             merged.append(table.filter(pc.is_in(table["trial_id"], pa.array(fresh.get(digit, []), pa.string()))))
             known.update(merged[-1]["trial_id"].to_pylist())
-        return merged, {name: file for name, file in files.items() if name not in known}, broken
+        return merged, {name: file for name, file in files.items() if name not in known}, said, set(generation.index) - set(files) - known
 
     found = _while_current(folder, notes, read_merged)
-    parts, files, said = found if found is not None else ([empty], small_files(folder / "trials"), [])
+    parts, files, said, broken = found if found is not None else ([empty], small_files(folder / "trials"), [], set[str]())
     notes += said
-    broken = set[str]()
 
     def read(path: Path) -> pa.Table | str:
         try:
@@ -281,13 +284,23 @@ def _join(plan: pd.DataFrame, trials: pd.DataFrame, broken: set[str]) -> pd.Data
     waiting = entries["status"].isna()
     entries["status"] = entries["status"].mask(waiting, "waiting").mask(waiting & entries["trial_id"].isin(broken), "unreadable")
     known = entries["trial_config_json"].fillna("")
-    entries["config_json"] = known.where(known != "", entries["config_json"].fillna(""))
+    planned = entries.loc[known == "", "config_json"].map(_readable)
+    entries["config_json"] = known.where(known != "", planned)
     entries = entries.drop(columns=["trial_config_json"])
     facts = pd.DataFrame([facts_of(text) for text in entries["config_json"]], index=entries.index, columns=list(facts_of("")))
     entries["dataset"] = entries["dataset"].fillna(facts["config_dataset"])
     entries = pd.concat([entries, facts], axis=1)
     order = ["teacher", "student", "study", "purpose", "method", "seed", "teacher_seed", "study_number", "trial_id"]
     return entries.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _readable(config_json: str) -> str:
+    """Return a planned configuration, or nothing where tables could not read it."""
+    try:
+        check(config_json)
+    except ValueError:
+        return ""
+    return config_json
 
 
 def pairs_of(entries: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -389,8 +402,3 @@ def reported(results: Results) -> pd.DataFrame:
 def records_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows as dictionaries by column name."""
     return cast(list[dict[str, Any]], frame.to_dict("records"))
-
-
-def reference() -> pd.DataFrame:
-    """Return the published numbers, under our network names, each with its source."""
-    return pd.read_csv(Path(__file__).with_name("reference.csv"), keep_default_na=True)

@@ -6,8 +6,8 @@ import numpy as np
 
 from analysis.aggregate import Results, pair_label
 from analysis.artefact import Drawing, NothingToShow, Options
-from analysis.drawing import COLOURS, HATCHES, new_figure
-from analysis.studies import Order, published_arms, study_rows
+from analysis.drawing import COLOURS, HATCHES, error_length, new_figure
+from analysis.studies import Order, study_rows
 
 MOST_FLAT_LABELS = 6
 
@@ -18,21 +18,21 @@ def draw_bars(results: Results, options: Options, *, study: str, published: str 
     arms, pairs = rows.arms(order), rows.pairs
     is_crowded = len(arms) > MOST_FLAT_LABELS
     figure, axes = new_figure(len(pairs), height=4.0 if is_crowded else 3.4)
-    ids: list[str] = []
+    ids, reasons = list[str](), list[str]()
     for panel, pair in zip(axes, pairs, strict=True):
         cells = [rows.cell(pair, arm) for arm in arms]
-        theirs = published_arms(published, pair)
+        theirs = {} if published is None else rows.published(published, pair, reasons)
         places = np.arange(len(arms))
         width = 0.4 if theirs else 0.7
         shift = width / 2 if theirs else 0.0
         values = [np.nan if cell.mean is None else cell.mean for cell in cells]
         label = f"measured ({options.selection})"
         look: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.8, "capsize": 3}
-        panel.bar(places - shift, values, width, yerr=[cell.std or 0 for cell in cells], color=COLOURS[0], label=label, **look)
+        panel.bar(places - shift, values, width, yerr=[error_length(cell.std) for cell in cells], color=COLOURS[0], label=label, **look)
         known = [value for value in values if not np.isnan(value)]
         if theirs:
             means = [theirs[arm].mean if arm in theirs else np.nan for arm in arms]
-            stds = [(theirs[arm].std or 0) if arm in theirs else 0 for arm in arms]
+            stds = [error_length(theirs[arm].std) if arm in theirs else np.nan for arm in arms]
             panel.bar(places + shift, means, width, yerr=stds, color=COLOURS[1], hatch=HATCHES[1], label="published (best-test)", **look)
             known += [value for value in means if not np.isnan(value)]
         for place, cell in zip(places, cells, strict=True):
@@ -48,5 +48,5 @@ def draw_bars(results: Results, options: Options, *, study: str, published: str 
         panel.legend(fontsize=7, loc="upper left")
     if not ids:
         raise NothingToShow(f"Figure {study}: no trial of the study is complete.")
-    caption = f"{title}. Bars: mean over seeds; error bars: sample std. The axis does not start at 0."
+    caption = " ".join([f"{title}. Bars: mean over seeds; error bars: sample std. The axis does not start at 0.", *reasons])
     return [Drawing(name=study.replace("-", "_"), title=title, caption=caption, figure=figure, trial_ids=tuple(sorted(set(ids))))]

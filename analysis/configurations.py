@@ -5,12 +5,13 @@ from typing import Any, cast
 
 
 def check(config_json: str) -> None:
-    """Raise ValueError where tables could not read the configuration, its teacher or its teacher's backbone."""
+    """Raise ValueError where tables could not read the configuration, or those of the trials that it stands on."""
     try:
-        config = json.loads(config_json)
-        for trial in (config, config.get("teacher"), (config.get("teacher") or {}).get("backbone")):
-            if trial is not None and not _facts(trial)["config_dataset"]:
+        trials = [json.loads(config_json)]
+        for trial in trials:
+            if not _facts(trial)["config_dataset"]:
                 raise ValueError("no data set")
+            trials += [needed for name in ("teacher", "backbone") if (needed := trial.get(name)) is not None]
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError("its configuration can't be read") from error
 
@@ -30,6 +31,12 @@ def parsed(config_json: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def source_of(config_json: str) -> str:
+    """Return the data set that a row's student was trained on: of a probe or a detector, its frozen backbone's."""
+    config = parsed(config_json)
+    return str(((config.get("backbone") or config).get("data") or {}).get("dataset", ""))
 
 
 def setting_of(config_json: str) -> str:

@@ -1,6 +1,7 @@
 """How figures look and are saved: colours and hatches that survive print and colour blindness, and the same bytes each time."""
 
 import io
+import math
 from typing import Literal
 
 import matplotlib
@@ -16,6 +17,16 @@ LINES = ("-", "--", "-.", ":")
 def marker_of(number: int) -> str:
     """Return a marker that differs from the last one of the same colour, however many methods a figure has."""
     return MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+
+
+def line_of(number: int) -> str:
+    """Return a line style that differs from the last one of the same colour."""
+    return LINES[(number + number // len(COLOURS)) % len(LINES)]
+
+
+def error_length(std: float | None) -> float:
+    """Return the length of an error bar: without a std it is not a number, so nothing is drawn, no cap either."""
+    return math.nan if std is None else std
 
 
 def new_figure(num_panels: int = 1, *, height: float = 3.4, width: float = 4.6, grid: Literal["x", "y"] = "y") -> tuple[Figure, list[Axes]]:

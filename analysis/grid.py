@@ -5,7 +5,7 @@ from typing import Any
 
 from analysis.aggregate import Results, pair_label
 from analysis.artefact import Drawing, NothingToShow, Options
-from analysis.drawing import COLOURS, LINES, MARKERS, new_figure
+from analysis.drawing import COLOURS, error_length, line_of, marker_of, new_figure
 from analysis.studies import study_rows
 
 
@@ -26,8 +26,8 @@ def draw_grid(
     for panel, name in zip(axes, panels, strict=True):
         for i, pair in enumerate(pairs):
             mine = [(places[arm].get(name, 0.0), cell) for (own, arm), cell in shown.items() if own == pair]
-            points = sorted((place, cell.mean or 0.0, cell.std or 0.0) for place, cell in mine if place > 0)
-            look: dict[str, Any] = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "linestyle": LINES[i % 4]}
+            points = sorted((place, cell.mean or 0.0, error_length(cell.std)) for place, cell in mine if place > 0)
+            look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": marker_of(i), "linestyle": line_of(i)}
             look |= {"capsize": 3, "markersize": 4, "linewidth": 1.2}
             xs, means, stds = zip(*points, strict=True) if points else ((), (), ())
             panel.errorbar(xs, means, yerr=stds, label=pair_label(pair, rows.pairs), **look)

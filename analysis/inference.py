@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 BOOTSTRAP_FROM = 10  # fewer pairs: a t-interval, since a bootstrap of few values is too narrow
 BOOTSTRAP_RESAMPLES = 9999
 EQUIVALENCE_POINTS = 0.5
+WILCOXON_FROM = 6  # fewer pairs have no two-sided p below 0.05 (of 5: 2 / 2^5)
 
 
 def p_text(p: float | None) -> str:
@@ -29,13 +30,14 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """A difference of means with its 95 % interval and two-sided p-value (None where they can't be had)."""
+    """A difference of means with its 95 % interval and two-sided p-value (None where they can't be had); `n` pairs, None if unpaired."""
 
     value: float
     low: float | None
     high: float | None
     p: float | None
     method: str
+    n: int | None = None
 
 
 def summarize(values: Sequence[float]) -> Summary:
@@ -69,22 +71,23 @@ def paired(left: Sequence[float], right: Sequence[float], *, level: float = 0.95
         raise ValueError("left and right are empty; accepted: one or more pairs")
     value = float(gains.mean())
     if gains.size < 2:
-        return Difference(value=value, low=None, high=None, p=None, method="none: one pair")
+        return Difference(value=value, low=None, high=None, p=None, method="none: one pair", n=1)
+    n = int(gains.size)
     if np.ptp(gains) == 0:
-        return Difference(value=value, low=value, high=value, p=None, method="none: all differences are equal")
+        return Difference(value=value, low=value, high=value, p=None, method="none: all differences are equal", n=n)
     test = stats.ttest_1samp(gains, 0.0)
     if gains.size < BOOTSTRAP_FROM:
         interval = test.confidence_interval(level)
-        return Difference(value=value, low=float(interval.low), high=float(interval.high), p=float(test.pvalue), method="paired t")
+        return Difference(value=value, low=float(interval.low), high=float(interval.high), p=float(test.pvalue), method="paired t", n=n)
     resampled = stats.bootstrap((gains,), np.mean, confidence_level=level, n_resamples=BOOTSTRAP_RESAMPLES, rng=np.random.default_rng(seed))
     low, high = (float(end) for end in resampled.confidence_interval)
-    return Difference(value=value, low=low, high=high, p=float(test.pvalue), method="paired bootstrap, t-test")
+    return Difference(value=value, low=low, high=high, p=float(test.pvalue), method="paired bootstrap, t-test", n=n)
 
 
 def wilcoxon(gains: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of Wilcoxon's signed-rank test over pairs of networks; None with no non-zero gain."""
+    """Return the two-sided p-value of Wilcoxon's signed-rank test over pairs of networks; None for few pairs or no non-zero gain."""
     numbers = np.asarray(gains, dtype=np.float64)
-    if not np.any(numbers):
+    if numbers.size < WILCOXON_FROM or not np.any(numbers):
         return None
     return float(stats.wilcoxon(numbers).pvalue)
 

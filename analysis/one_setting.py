@@ -26,15 +26,18 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OneSetting:
-    """The setting with the best mean over studies; `guesses` by study label, `text` for a note."""
+    """The setting with the best mean over studies, of `num_compared`; `guesses` by study label, `text` for a note."""
 
     text: str
     guesses: dict[str, Guess]
     mean_regret: float
+    num_compared: int
 
 
 def one_setting(studies: Sequence[Study]) -> OneSetting | None:
-    """Return the setting with the lowest mean regret among those any study tried, or None with fewer than two studies.
+    """Return the setting with the lowest mean regret among those that studies tried (of many, `judged`, the best and the paper's).
+
+    None with fewer than two studies that have a complete trial.
 
     Where a study did not try it, its accuracy is estimated by a random forest (50 trees, seed 0) of that study's complete trials; a study
     with fewer than eight complete trials can't estimate, so then only settings that it tried itself stand for choice.
@@ -47,7 +50,8 @@ def one_setting(studies: Sequence[Study]) -> OneSetting | None:
     candidates = {
         _key(trial, with_rate=varies_rate[study.label]): (study, trial)
         for study in with_best
-        for trial in (*judged(study.complete), *_papers(study))
+        for trial in (*judged(study.complete), study.best, study.paper)
+        if trial is not None
     }
     few = [study for study in with_best if len(study.complete) < MIN_TRIALS_FOR_FOREST]
     keys = sorted((key for key in candidates if all(key in tried[study.label] for study in few)), key=str)
@@ -60,11 +64,8 @@ def one_setting(studies: Sequence[Study]) -> OneSetting | None:
     chosen = int(regrets.mean(axis=0).argmin())
     key, (study, trial) = keys[chosen], candidates[keys[chosen]]
     guesses = {s.label: Guess(value=float(columns[s.label][chosen]), trial=tried[s.label].get(key)) for s in with_best}
-    return OneSetting(text=study.describe(trial), guesses=guesses, mean_regret=float(regrets[:, chosen].mean()))
-
-
-def _papers(study: Study) -> tuple[SearchTrial, ...]:
-    return () if study.paper is None else (study.paper,)
+    regret = float(regrets[:, chosen].mean())
+    return OneSetting(text=study.describe(trial), guesses=guesses, mean_regret=regret, num_compared=len(keys))
 
 
 def _best(study: Study) -> float:

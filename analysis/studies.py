@@ -2,19 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, cast
 
 import pandas as pd
 
-from analysis.aggregate import SELECTIONS, Results, by_row, make_cell, pair_label, pairs_of, records_of, reference, where
+from analysis.aggregate import SELECTIONS, Results, by_row, make_cell, pair_label, pairs_of, records_of, where
 from analysis.artefact import NotAsked, Options
-from analysis.configurations import setting_of
+from analysis.configurations import setting_of, source_of
 from analysis.inference import Difference, Summary, paired
+from analysis.published import published, published_cell, reference
 from analysis.table import Cell, Table
-from analysis.uniform import Pair, uniform
+from analysis.uniform import Pair, teacher_of, uniform
 
 Order = Callable[[dict[str, Any]], Any]
+Gain = tuple[Difference, tuple[str, ...]]  # with the trials behind it
 PLACEMENT_STUDIES = {"aux-placement": "task + kl_q", "aux-placement-full": "task + kl_q + kl_p"}
+LOSS_TERMS, AUX_PLACEMENT = "fig_ablation_loss_terms", "fig_ablation_aux_placement"  # the paper's; both distil the joint teacher
+GAINS = (
+    "mean [95 % interval] (pairs). Pairs have the same seed, so the same stream, and the same teacher; beside a row without a teacher, the "
+    "mean over teachers counts once per seed. A t-interval below 10 pairs, bootstrap from 10."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +45,21 @@ class StudyRows:
     def cell(self, pair: Pair, arm: str) -> Cell:
         """Return an arm's cell, "-" where the pair does not have the arm."""
         return self.cells.get((pair, arm), Cell(text="-"))
+
+    def published(self, table: str, pair: Pair, notes: list[str], *, trained_on: str = "cifar100") -> dict[str, Summary]:
+        """Return a pair's numbers in a table of `reference.csv` by method, or none, and why in `notes`, where ours can't stand beside them.
+
+        Our students must have been trained on the data set `trained_on`, and their teacher as that of the paper's ablations.
+        """
+        found = published([table], pair)
+        texts = [str(rows["config_json"].iloc[0]) for (own, _), rows in self.of_rows.items() if own == pair]
+        sources, regimes = {source_of(text) for text in texts}, {teacher_of(text)[0] for text in texts} - {""}
+        reasons = [f"students trained on {', '.join(sorted(sources))} (the paper's: {trained_on})"] if sources != {trained_on} else []
+        if table in (LOSS_TERMS, AUX_PLACEMENT) and "frozen" in regimes:
+            reasons.append("arms of a frozen teacher (the paper's: trained jointly)")
+        if found and reasons:
+            notes.append(f"{pair[1]} → {pair[2]}: no published numbers beside {' and '.join(reasons)}.")
+        return {} if reasons else found
 
 
 def study_rows(results: Results, options: Options, study: str, columns: Mapping[str, str] = SELECTIONS) -> StudyRows:
@@ -63,48 +86,49 @@ def study_rows(results: Results, options: Options, study: str, columns: Mapping[
     return cast(StudyRows, results.memo[name])
 
 
-def published_arms(table: str | None, pair: Pair, *, dataset: str = "cifar100") -> dict[str, Summary]:
-    """Return the published numbers of a pair in one table of `reference.csv`, by method; none for pairs on another `dataset`."""
-    rows = reference()
-    rows = rows[(rows["table"] == table) & (rows["teacher"] == pair[1]) & (rows["student"] == pair[2])]
-    if pair[0] != dataset:
-        return {}
-    return {str(row["method"]): Summary(mean=row["mean"], std=None if pd.isna(row["std"]) else row["std"], n=3) for row in records_of(rows)}
+def gain(arm: pd.DataFrame | None, base: pd.DataFrame | None, column: str, *, force: bool = False) -> Gain | None:
+    """Return arm minus base over the places that both have, and their trials; None where they have none in common.
 
-
-def gain(
-    arm: pd.DataFrame | None, base: pd.DataFrame | None, column: str, *, force: bool = False
-) -> tuple[Difference, tuple[str, ...]] | None:
-    """Return arm minus base over the seeds that both have, and their trials; None where there is no common seed.
-
-    An arm whose trials have different settings has no gain unless `force` is on, as it has no mean.
+    A place is a seed and a teacher's seed. Where one side has no teacher it is the seed alone, and the other side's mean over its teachers
+    counts once. An arm whose trials have different settings has no gain unless `force` is on, as it has no mean.
     """
-    sides = [_by_seed(entries, column, force=force) for entries in (arm, base)]
+    rows = [_complete(entries, column, force=force) for entries in (arm, base)]
+    if not all(rows):
+        return None
+    is_by_teacher = all(teacher_of(own[0]["config_json"])[0] for own in rows)
+    sides = [_by_place(own, is_by_teacher=is_by_teacher) for own in rows]
     common = sorted(set(sides[0]) & set(sides[1]))
     if not common:
         return None
-    values = [[side[place][0] for place in common] for side in sides]
-    return paired(*values), tuple(side[place][1] for side in sides for place in common)
+    values = [[fmean(float(row[column]) for row in side[place].values()) for place in common] for side in sides]
+    return paired(*values), tuple(trial_id for side in sides for place in common for trial_id in side[place])
 
 
-def _by_seed(entries: pd.DataFrame | None, column: str, *, force: bool) -> dict[tuple[int, int], tuple[float, str]]:
-    """Return value and trial by (seed, teacher seed)."""
+def _complete(entries: pd.DataFrame | None, column: str, *, force: bool) -> list[dict[str, Any]]:
+    """Return the complete trials with a number; none of different settings."""
     if entries is None:
-        return {}
+        return []
     rows = records_of(entries[["status", "seed", "teacher_seed", "trial_id", "config_json", column]])
     done = [row for row in rows if row["status"] == "complete" and pd.notna(row[column])]
-    if len({setting_of(row["config_json"]) for row in done}) > 1 and not force:
-        return {}
-    return {(row["seed"], row["teacher_seed"]): (float(row[column]), row["trial_id"]) for row in reversed(done)}
+    return done if force or len({setting_of(row["config_json"]) for row in done}) == 1 else []
 
 
-def gain_cell(found: tuple[Difference, tuple[str, ...]] | None) -> Cell:
-    """Return "+1.20 [+0.80, +1.60]"."""
+def _by_place(rows: list[dict[str, Any]], *, is_by_teacher: bool) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:
+    """Return the trials, by id, of each seed and teacher's seed (0 where it doesn't count)."""
+    places: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        places.setdefault((row["seed"], row["teacher_seed"] if is_by_teacher else 0), {})[row["trial_id"]] = row
+    return places
+
+
+def gain_cell(found: Gain | None) -> Cell:
+    """Return "+1.20 [+0.80, +1.60] (3)": the mean, its 95 % interval and the number of pairs."""
     if found is None:
         return Cell(text="-")
-    difference, trial_ids = found
-    interval = "" if difference.low is None else f" [{difference.low:+z.2f}, {difference.high:+z.2f}]"
-    return Cell(text=f"{difference.value:+z.2f}{interval}", mean=difference.value, trial_ids=trial_ids)
+    gained, trial_ids = found
+    interval = "" if gained.low is None else f" [{gained.low:+z.2f}, {gained.high:+z.2f}]"
+    text = f"{gained.value:+z.2f}{interval} ({gained.n})"
+    return Cell(text=text, mean=gained.value, n=gained.n, low=gained.low, high=gained.high, p=gained.p, trial_ids=trial_ids)
 
 
 def study_table(
@@ -115,17 +139,18 @@ def study_table(
     title: str,
     order: Order,
     base: str | None,
-    published: Callable[[Pair], dict[str, Summary]] = lambda _: {},
+    beside: Callable[[StudyRows, Pair, list[str]], dict[str, Summary]] = lambda *_: {},
     columns: Mapping[str, str] = SELECTIONS,
     measure: str = "Test accuracy in per cent",
 ) -> Table:
     """Return a study's table: per pair the accuracy, the gain over the arm `base` (paired by seed) and the published arm if any.
 
-    `columns` are the records' columns of `measure` by selection.
+    `beside` returns the published arms of a pair by name, and says in the list why there are none; `columns` are the records' columns of
+    `measure` by selection.
     """
     rows_of_study = study_rows(results, options, study, columns)
-    arms, pairs = rows_of_study.arms(order), rows_of_study.pairs
-    references = {pair: published(pair) for pair in pairs}
+    arms, pairs, reasons = rows_of_study.arms(order), rows_of_study.pairs, list[str]()
+    references = {pair: beside(rows_of_study, pair, reasons) for pair in pairs}
     base = base if base in arms else None
     heads, rows = ["Arm"], []
     for pair in pairs:
@@ -144,16 +169,15 @@ def study_table(
                 found = gain(own, other, columns[options.selection], force=options.force)
                 cells.append(Cell(text="base") if arm == base else gain_cell(found))
             if references[pair]:
-                summary = references[pair].get(arm)
-                spread = "" if summary is None or summary.std is None else f" ± {summary.std:.2f}"
-                cells.append(Cell(text="-" if summary is None else f"{summary.mean:.2f}{spread}", mean=summary.mean if summary else None))
+                cells.append(published_cell(references[pair].get(arm)))
         rows.append(tuple(cells))
     about = [f"{measure}, mean ± sample std (n); selection: {options.selection}."]
     if base:
-        about.append("Gains are paired by seed (same stream, same teacher): 95 % t-interval below 10 pairs, bootstrap from 10.")
+        about.append(f"Gains: {GAINS}")
     if any(references.values()):
         about.append("Published numbers are selected on the best test epoch.")
-    return Table(name=study.replace("-", "_"), title=title, columns=tuple(heads), rows=tuple(rows), notes=(*about, *rows_of_study.notes))
+    notes = tuple(dict.fromkeys([*about, *reasons, *rows_of_study.notes]))
+    return Table(name=study.replace("-", "_"), title=title, columns=tuple(heads), rows=tuple(rows), notes=notes)
 
 
 def placement_order(entry: dict[str, Any]) -> tuple[int, str]:

@@ -3,14 +3,18 @@
 import csv
 import html
 import io
+import itertools
 import re
+import textwrap
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _LATEX = {
     "\\": r"\textbackslash{}",
     "±": r"$\pm$",
     "→": r"$\rightarrow$",
+    "\u2212": "$-$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -18,18 +22,29 @@ _LATEX = {
     "|": r"\textbar{}",
 }
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-CSV_COLUMNS = ("row", "column", "text", "mean", "std", "n", "trials")
+CSV_NUMBERS = ("mean", "std", "n", "low", "high", "p")
+CSV_COLUMNS = ("line", "row", "column", "text", *CSV_NUMBERS, "trials")
 MAX_LINKS = 24
+LATEX_LINES = 45  # of a page
+HEAD_WIDTH, ROW_WIDTH, CELL_WIDTH = 16, 32, 24  # letters in a line of LaTeX's heads, rows' names and cells ("+1.20 [+0.80, +1.60] (3)")
+_AT_MOST_TEXT_WIDTH = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+_MINUS = re.compile(r"(?<!\w)-(?=\d)|(?<= )-(?= )")  # of "-0.5" and of "HSAKD - KD"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """What stands in one place: its text, and, for a measured number, mean, std (ddof=1), n and the trials it comes from."""
+    """What stands in one place: its text, and, for a measured number, mean, std (ddof=1), n and the trials it comes from.
+
+    A difference has the ends of its 95 % interval and its p-value, too.
+    """
 
     text: str
     mean: float | None = None
     std: float | None = None
     n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
     trial_ids: tuple[str, ...] = ()
 
 
@@ -45,6 +60,7 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
+        assert len(set(self.columns)) == len(self.columns), self.name
 
     @property
     def trial_ids(self) -> set[str]:
@@ -58,24 +74,48 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
-        """Return a booktabs `table`; the preamble needs `\\usepackage{booktabs}`."""
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex(self.title)}}}", rf"\label{{tab:{self.name.replace('_', '-')}}}"]
-        lines += [rf"\begin{{tabular}}{{l{'c' * (len(self.columns) - 1)}}}", r"\toprule"]
-        lines += [" & ".join(latex(column) for column in self.columns) + r" \\", r"\midrule"]
-        lines += [" & ".join(latex(cell.text) for cell in row) + r" \\" for row in self.rows]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-        lines += [rf"\par\footnotesize {latex(note)}" for note in self.notes]
-        return "\n".join([*lines, r"\end{table}"]) + "\n"
+        """Return a booktabs `table*`, or several of a long one, no wider than the text; the first line says what the preamble needs."""
+        parts = self._parts()
+        lines = [r"% needs \usepackage{booktabs,graphicx}"]
+        for number, rows in enumerate(parts, 1):
+            title = re.sub(r"^Table \d+: (.)", lambda found: found[1].upper(), self.title)  # LaTeX has numbers of its own
+            title += f" ({number} of {len(parts)})" if len(parts) > 1 else ""
+            label = self.name.replace("_", "-") + (f"-{number}" if len(parts) > 1 else "")
+            lines += [r"\begin{table*}", r"\centering", rf"\caption{{{latex(title)}}}", rf"\label{{tab:{label}}}"]
+            lines += [r"\smallskip\footnotesize\setlength{\tabcolsep}{4pt}", _AT_MOST_TEXT_WIDTH]
+            lines += [rf"\begin{{tabular}}{{l{'c' * (len(self.columns) - 1)}}}", r"\toprule"]
+            lines += [_latex_row(_stacked(column, HEAD_WIDTH) for column in self.columns), r"\midrule"]
+            for name, *cells in rows:
+                lines.append(_latex_row([_stacked(name.text, ROW_WIDTH, "[l]"), *(_stacked(cell.text, CELL_WIDTH) for cell in cells)]))
+            lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\raggedright"]
+            lines += [rf"{latex(note)}\par" for note in self.notes if number == len(parts)]
+            lines.append(r"\end{table*}")
+        return "\n".join(lines) + "\n"
+
+    def _parts(self) -> list[list[tuple[Cell, ...]]]:
+        """Return the rows in parts that fit on a page; rows with the same first cell stay together where they fit."""
+        parts: list[list[tuple[Cell, ...]]] = [[]]
+        room = LATEX_LINES
+        for _, group in itertools.groupby(self.rows, key=lambda row: row[0].text):
+            rows = [(row, max(len(_wrapped(cell.text, CELL_WIDTH if i else ROW_WIDTH)) for i, cell in enumerate(row))) for row in group]
+            is_new = sum(height for _, height in rows) > room
+            for row, height in rows:
+                if parts[-1] and (is_new or height > room):
+                    parts.append([])
+                    room = LATEX_LINES
+                parts[-1].append(row)
+                room, is_new = room - height, False
+        return parts
 
     def to_csv(self) -> str:
-        """Return one line a cell, at full precision, with the trials behind it."""
+        """Return one line a cell, at full precision, with the trials behind it; `line` (from 1) and `column` name the cell."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
-        for row in self.rows:
+        for line, row in enumerate(self.rows, 1):
             for column, cell in zip(self.columns[1:], row[1:], strict=True):
-                numbers = ["" if number is None else repr(number) for number in (cell.mean, cell.std, cell.n)]
-                writer.writerow([row[0].text, column, cell.text, *numbers, " ".join(cell.trial_ids)])
+                numbers = ["" if (number := getattr(cell, name)) is None else repr(number) for name in CSV_NUMBERS]
+                writer.writerow([line, row[0].text, column, cell.text, *numbers, " ".join(cell.trial_ids)])
         return text.getvalue()
 
     def to_html(self, *, linked: bool = False) -> str:
@@ -95,9 +135,23 @@ class Table:
 
 def latex(text: str) -> str:
     """Return `text` with LaTeX's special characters escaped; what ASCII lacks loses its accent or becomes a question mark."""
-    plain = "".join(_LATEX.get(character, character) for character in _one_line(text))
+    plain = "".join(_LATEX.get(character, character) for character in _MINUS.sub("\u2212", _one_line(text)))
     letters = [letter for letter in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(letter)]
     return "".join(letter if letter.isascii() else "?" for letter in letters)
+
+
+def _latex_row(texts: Iterable[str]) -> str:
+    return " & ".join(texts) + r" \\"
+
+
+def _stacked(text: str, width: int, place: str = "") -> str:
+    """Return a head or cell for LaTeX, in several lines where it is longer than `width`; {} keeps a [ from being an argument of \\\\."""
+    lines = [latex(line) for line in _wrapped(text, width)]
+    return rf"\shortstack{place}{{" + r"\\{}".join(lines) + "}" if len(lines) > 1 else "".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(_one_line(text), width, break_long_words=False, break_on_hyphens=False)
 
 
 def _one_line(text: str) -> str:

@@ -66,16 +66,34 @@ def uniform(
 
 
 def grounds(config_json: str, *, varies_ratio: bool = False) -> tuple[str, str, str]:
-    """Return what the rows of a column must share: the data, and under a teacher's regime its backbone's configuration, seeds aside."""
+    """Return what the rows of a column must share: the data, and under a teacher's regime its backbone's configuration, seeds aside.
+
+    A probe or a detector stands on its student: the student's data and teacher count, too.
+    """
     config = parsed(config_json)
-    data = {name: value for name, value in dict(config.get("data") or {}).items() if name != "few_shot_ratio" or not varies_ratio}
-    teacher: dict[str, Any] | None = config.get("teacher")
-    text = _with_neutral_fields(json.dumps({"network": "", "data": data}, sort_keys=True))
+    texts = []
+    for part in filter(None, (config, config.get("backbone"))):
+        data = {name: value for name, value in dict(part.get("data") or {}).items() if name != "few_shot_ratio" or not varies_ratio}
+        texts.append(_with_neutral_fields(json.dumps({"network": "", "data": data}, sort_keys=True)))
+    regime, root = _teacher_of(config)
+    return "".join(texts), regime, setting_of(root)
+
+
+def teacher_of(config_json: str) -> tuple[str, str]:
+    """Return under which regime a row's teacher was trained, "frozen" or "joint" ("": it has none), and its backbone's configuration.
+
+    A frozen teacher and its backbone are one teacher; that of a probe or a detector is its student's.
+    """
+    return _teacher_of(parsed(config_json))
+
+
+def _teacher_of(config: dict[str, Any]) -> tuple[str, str]:
+    teacher: dict[str, Any] | None = config.get("teacher") or (config.get("backbone") or {}).get("teacher")
     if teacher is None:
-        return text, "", ""
+        return "", ""
     root = teacher.get("backbone") or teacher
-    is_plain = root is not teacher or all(name != "ce_q" for name, _ in teacher["objective"]["terms"])
-    return text, "frozen" if is_plain else "joint", setting_of(_with_neutral_fields(json.dumps(root, sort_keys=True)))
+    is_plain = root is not teacher or "ce_q" not in dict((teacher.get("objective") or {}).get("terms", []))
+    return "frozen" if is_plain else "joint", _with_neutral_fields(json.dumps(root, sort_keys=True))
 
 
 @lru_cache(maxsize=4096)

@@ -16,7 +16,10 @@ TURNS = ("0", "90", "180", "270")  # degrees
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """One row of a study: what it changes of the published student. `ratio` is the part of the training set (few-shot rule)."""
+    """One row of a study: what it changes of the published student. `ratio` is the part of the training set (few-shot rule).
+
+    `distils_backbone`: from the plain backbone, as the KD row of Table 1, instead of the study's teacher.
+    """
 
     label: str
     terms: Terms = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
@@ -24,6 +27,7 @@ class Arm:
     taps: tuple[int, ...] | None = None
     ratio: float = 1.0
     rotations: tuple[int, ...] | None = None
+    distils_backbone: bool = False
 
 
 def terms_of(text: str) -> Terms:
@@ -73,9 +77,8 @@ def few_shot(options: AblationOptions, num_branches: int) -> list[Arm]:
     """A part of the training set for the student, by the authors' split; the teacher has seen all of it (Table 5)."""
     del num_branches
     name = "HSAKD*" if options.teacher == "joint" else "HSAKD"
-    kd = [
-        Arm(label=f"KD {r:.0%}", terms=KD_OBJECTIVE.terms, temperature=KD_OBJECTIVE.temperature, taps=(), ratio=r) for r in options.ratios
-    ]
+    terms, t = KD_OBJECTIVE.terms, KD_OBJECTIVE.temperature
+    kd = [Arm(label=f"KD {ratio:.0%}", terms=terms, temperature=t, ratio=ratio, distils_backbone=True) for ratio in options.ratios]
     return kd + [Arm(label=f"{name} {ratio:.0%}", ratio=ratio) for ratio in options.ratios]
 
 
@@ -98,9 +101,10 @@ STUDIES: dict[str, Callable[[AblationOptions, int], list[Arm]]] = {
 
 def student_of(arm: Arm, factory: TrialFactory, pair: Pair, seed: int, teacher: TrialConfig) -> TrialConfig:
     """Return the arm's trial; an arm that reads no teacher and no auxiliary classifier is the plain student."""
-    config = factory.baseline(pair.student, seed)
-    if arm.terms != (("task", 1.0),):
-        objective = ObjectiveConfig(terms=arm.terms, temperature=arm.temperature)
+    config, objective = factory.baseline(pair.student, seed), ObjectiveConfig(terms=arm.terms, temperature=arm.temperature)
+    if arm.distils_backbone:
+        config = factory.comparator(pair, seed, teacher.seed, objective)
+    elif arm.terms != (("task", 1.0),):
         config = replace(factory.hsakd(pair, seed, teacher), objective=objective, taps=arm.taps, rotations=arm.rotations)
     return replace(config, data=replace(config.data, few_shot_ratio=arm.ratio))
 
@@ -111,7 +115,7 @@ def study_name(options: AblationOptions, study: str) -> str:
 
 
 def ablation_work(options: AblationOptions) -> list[tuple[PlanEntry, TrialConfig]]:
-    """Return the plan lines of all studies asked for; the arms of a pair share teacher, stream and bank."""
+    """Return the plan lines of all studies asked for; the arms of a pair share teacher (KD: its plain sibling) and stream."""
     factory, lines = TrialFactory(options), []
     for study, pair, teacher_seed in itertools.product(options.study, pairs_of(options), range(options.teacher_seeds)):
         make_teacher = factory.joint_teacher if options.teacher == "joint" else factory.frozen_teacher
@@ -119,6 +123,8 @@ def ablation_work(options: AblationOptions) -> list[tuple[PlanEntry, TrialConfig
         arms = STUDIES[study](options, network_facts(pair.student).num_branches)
         name = "Teacher*" if options.teacher == "joint" else "Teacher"
         rows = [("teacher", name, 0, teacher)]
+        if any(arm.distils_backbone for arm in arms):
+            rows.append(("backbone", "Teacher", 0, factory.teacher_backbone(pair.teacher, teacher_seed)))
         rows += [("report", arm.label, seed, student_of(arm, factory, pair, seed, teacher)) for arm in arms for seed in seeds_of(options)]
         for purpose, method, seed, config in rows:
             entry = PlanEntry(

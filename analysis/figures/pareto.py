@@ -10,6 +10,7 @@ from analysis.drawing import COLOURS, marker_of, new_figure
 from analysis.uniform import uniform
 
 MOST_FOR_LINEAR = 5.0  # times the cheapest network
+SIZE = 36.0  # of a marker, in square points
 
 
 def draw(results: Results, options: Options) -> list[Drawing]:
@@ -27,18 +28,24 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     if not points:
         raise NothingToShow("Accuracy against cost: no complete trial says its multiply-adds.")
     points.sort(key=lambda point: point[0])
-    figure, (panel,) = new_figure(1, width=6.5, height=4)
+    figure, (panel,) = new_figure(1, width=6.5, height=5)
     labels = list(dict.fromkeys(point[3] for point in points))
     methods = [method for method in order if method in {point[2] for point in points}]
+    drawn: list[tuple[float, float]] = []
     for method in methods:
-        mine_points = [point for point in points if point[2] == method]
+        places = dict.fromkeys(point[:2] for point in points if point[2] == method)
         look: dict[str, Any] = {
             "color": COLOURS[order.index(method) % len(COLOURS)],
             "marker": marker_of(order.index(method)),
             "edgecolor": "black",
             "linewidth": 0.5,
         }
-        panel.scatter([point[0] for point in mine_points], [point[1] for point in mine_points], s=36, label=method, zorder=3, **look)
+        panel.scatter([], [], s=SIZE, label=method, **look)
+        for place in places:  # where another method's marker is, a larger ring
+            rings = drawn.count(place)
+            ring = {"facecolor": "none", "edgecolor": look["color"], "linewidth": 1.5} if rings else {}
+            panel.scatter(*place, s=SIZE * (1 + 1.5 * rings), zorder=3, **(look | ring))
+        drawn += places
     front = [point for point in points if not any(o[0] <= point[0] and o[1] >= point[1] and o[:2] != point[:2] for o in points)]
     front.sort()
     panel.step(
@@ -55,7 +62,9 @@ def draw(results: Results, options: Options) -> list[Drawing]:
         students = [point for point in points if point[3] == label and not point[2].startswith("Teacher")]
         best = max(students, key=lambda point: point[1], default=None)
         if best is not None:
-            panel.annotate(f"{i}", best[:2], textcoords="offset points", xytext=(4 if i % 2 else -4, 6), ha="center", fontsize=7)
+            panel.annotate(
+                f"{i}", best[:2], textcoords="offset points", xytext=(14 if i % 2 else -14, 5), ha="center", va="center", fontsize=7
+            )
             handles.append(Line2D([], [], linestyle="none", marker=f"${i}$", color="black", markeredgewidth=0))
             names.append(label)
     panel.set_xscale("log" if points[-1][0] > MOST_FOR_LINEAR * points[0][0] else "linear")
@@ -65,5 +74,6 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     panel.margins(x=0.08, y=0.12)
     figure.legend(handles, names, fontsize=7, loc="outside right upper")
     ids = tuple(sorted({trial_id for point in points for trial_id in point[4]}))
-    caption = "Mean over seeds; the dashed front joins what nothing beats in both accuracy and cost; a number marks a pair's best student."
+    caption = "Mean over seeds; the dashed front joins what nothing beats in both accuracy and cost; a number marks a pair's best student; "
+    caption += "a ring is a method at another one's place."
     return [Drawing(name="pareto", title="Accuracy against cost", caption=caption, figure=figure, trial_ids=ids)]

@@ -1,72 +1,95 @@
 """What HSAKD gains over other methods when both learn from the same teacher run."""
 
 import itertools
-import json
-from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from analysis.aggregate import METHODS, SELECTIONS, Results, for_pair, pair_label, pairs_of, reference, reported
+from analysis.aggregate import METHODS, SELECTIONS, Results, by_row, methods_of, pair_label, pairs_of, reported
 from analysis.artefact import NotAsked, NothingToShow, Options
-from analysis.configurations import parsed
-from analysis.inference import p_text, wilcoxon
-from analysis.studies import gain, gain_cell
+from analysis.inference import WILCOXON_FROM, holm, p_text, wilcoxon
+from analysis.published import reference
+from analysis.studies import GAINS, Gain, gain, gain_cell
 from analysis.table import Cell, Table
+from analysis.uniform import teacher_of, uniform
+
+OURS = tuple(method for method in METHODS[::-1] if method.startswith("HSAKD"))
 
 
 def build(results: Results, options: Options) -> list[Table]:
     """Return the paired gain per pair of networks, and the mean over pairs with Wilcoxon's test."""
     entries = reported(results)
-    entries = entries[entries["purpose"] == "report"].assign(
-        root=[_root(text) for text in entries.loc[entries["purpose"] == "report", "config_json"]]
-    )
-    rows: list[tuple[Cell, ...]] = []
-    gains: dict[tuple[str, str], list[float]] = {}
-    is_asked = False
-    pairs = pairs_of(entries)
-    for pair in pairs:
-        mine = for_pair(entries, pair)
-        of_row = {str(method): group for method, group in mine.groupby("method")}
-        for left, right in itertools.product([name for name in METHODS[::-1] if name.startswith("HSAKD")], sorted(of_row)):
-            roots = [set(of_row[name]["root"]) - {""} if name in of_row else set() for name in (left, right)]
-            if left == right or not roots[0] or roots[0] != roots[1]:
-                continue
-            is_asked = True
-            found = gain(of_row[left], of_row[right], SELECTIONS[options.selection], force=options.force)
-            if found is None:
-                continue
-            gains.setdefault((left, right), []).append(found[0].value)
-            rows.append(
-                (
-                    Cell(text=pair_label(pair, pairs)),
-                    Cell(text=f"{left} - {right}"),
-                    gain_cell(found),
-                    Cell(text=p_text(found[0].p)),
-                    Cell(text=found[0].method),
-                )
-            )
-    if not rows and not is_asked:
+    pairs, notes = pairs_of(entries), list[str]()
+    kept, _ = uniform(entries, pairs, options, notes)
+    kept = kept[kept["purpose"] == "report"]
+    teachers = [teacher_of(text) for text in kept["config_json"]]
+    of_rows = by_row(kept.assign(regime=[regime for regime, _ in teachers], root=[root for _, root in teachers]), pairs)
+    names = [*OURS, *(method for method in methods_of(kept) if method not in OURS)]
+    found: list[tuple[str, str, Gain]] = []
+    left_out: dict[str, list[str]] = {}  # by reason
+    for pair, (left, right) in itertools.product(pairs, itertools.combinations(names, 2)):
+        sides = [of_rows[pair, name] for name in (left, right) if (pair, name) in of_rows]
+        if left not in OURS or len(sides) < 2 or not _common(sides, "regime"):
+            continue
+        shared, label, what = _common(sides, "root"), pair_label(pair, pairs), f"{left} - {right}"
+        arm, base = (side[side["root"].isin(shared)] for side in sides)
+        gained = gain(arm, base, SELECTIONS[options.selection], force=options.force)
+        if set(sides[0]["trial_id"]) == set(sides[1]["trial_id"]):
+            left_out.setdefault("both rows are the same trials (of HSAKD-tuned: the paper's setting won)", []).append(f"{what}, {label}")
+        elif gained is None:
+            why = "no seed and teacher have a number in both rows, or a row has different settings"
+            left_out.setdefault(why, []).append(f"{what}, {label}")
+        else:
+            found.append((label, what, gained))
+            if any(set(side["root"]) - shared for side in sides):
+                notes.append(f"{what}, {label}: over the teachers that both rows have ({len(shared)}).")
+    if not found and not left_out:
         raise NotAsked("Equal teacher: the folder's plan has no two methods on the same teacher.")
-    if not rows:
-        raise NothingToShow("Equal teacher: no two methods have finished trials on the same teacher.")
-    for (left, right), values in gains.items():
-        if len(values) > 1:
-            mean = float(np.mean(values))
-            cells = (
-                Cell(text=f"{mean:+z.2f}", mean=mean),
-                Cell(text=p_text(wilcoxon(values))),
-                Cell(text="Wilcoxon over pairs"),
-            )
-            rows.append((Cell(text=f"mean of {len(values)} pairs"), Cell(text=f"{left} - {right}"), *cells))
-    notes = (f"Selection: {options.selection}; pairs of students with the same seed.", _published())
-    columns = ("Pair", "Methods", "Gain", "p", "Test")
-    return [Table(name="equal_teacher", title="Gains at equal teacher", columns=columns, rows=tuple(rows), notes=notes)]
+    if not found:
+        raise NothingToShow(f"Equal teacher: no two methods to compare, since {', and '.join(left_out)}.")
+    rows = [
+        (Cell(text=label), Cell(text=what), gain_cell(gained), *_p_cells(gained[0].p, p, gained[1]), Cell(text=gained[0].method))
+        for (label, what, gained), p in zip(found, holm([gained[0].p for _, _, gained in found]), strict=True)
+    ]
+    means = _means(found)
+    about = [
+        f"Selection: {options.selection}. Gains: {GAINS}",
+        "Holm's correction is over the table's tests of single pairs, and apart from them over those of means.",
+    ]
+    if means and all(row[3].p is None for row in means):
+        about.append(f"Means are not tested: of fewer than {WILCOXON_FROM} pairs of networks, Wilcoxon's test can't have a p below 0.05.")
+    about += [f"No line where {why}: {'; '.join(places)}." for why, places in left_out.items()]
+    if any(pair[0] == "cifar100" for pair in pairs):
+        about.append(_published())
+    columns = ("Pair", "Methods", "Gain", "p", "p (Holm)", "Test")
+    table = Table(name="equal_teacher", title="Gains at equal teacher", columns=columns, rows=(*rows, *means), notes=(*about, *notes))
+    return [table]
 
 
-def _root(config_json: str) -> str:
-    """Return the backbone that a student's teacher rests on: the frozen teacher and its backbone are one teacher."""
-    teacher: dict[str, Any] | None = parsed(config_json).get("teacher")
-    return "" if teacher is None else json.dumps(teacher.get("backbone") or teacher, sort_keys=True)
+def _common(sides: list[pd.DataFrame], column: str) -> set[str]:
+    """Return what two rows have in common in a column."""
+    return {text for text in sides[0][column] if text} & set(sides[1][column])
+
+
+def _p_cells(p: float | None, corrected: float | None, trial_ids: tuple[str, ...]) -> tuple[Cell, Cell]:
+    first, second = (Cell(text=p_text(value), mean=value, p=value, trial_ids=trial_ids) for value in (p, corrected))
+    return first, second
+
+
+def _means(found: list[tuple[str, str, Gain]]) -> list[tuple[Cell, ...]]:
+    """Return a line for each two methods that several pairs have."""
+    of_methods: dict[str, list[Gain]] = {}
+    for _, what, gained in found:
+        of_methods.setdefault(what, []).append(gained)
+    of_methods = {what: gains for what, gains in of_methods.items() if len(gains) > 1}
+    tests = [wilcoxon([gained.value for gained, _ in gains]) for gains in of_methods.values()]
+    rows: list[tuple[Cell, ...]] = []
+    for (what, gains), p, corrected in zip(of_methods.items(), tests, holm(tests), strict=True):
+        mean, trial_ids = float(np.mean([gained.value for gained, _ in gains])), tuple(trial for _, ids in gains for trial in ids)
+        cell = Cell(text=f"{mean:+z.2f}", mean=mean, n=len(gains), trial_ids=trial_ids)
+        test = Cell(text="-" if p is None else "Wilcoxon over pairs")
+        rows.append((Cell(text=f"mean of {len(gains)} pairs"), Cell(text=what), cell, *_p_cells(p, corrected, trial_ids), test))
+    return rows
 
 
 def _published() -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from analysis.aggregate import Results
 from analysis.artefact import Options
 from analysis.inference import Summary
-from analysis.studies import published_arms, study_table
+from analysis.studies import StudyRows, study_table
 from analysis.table import Table
 from analysis.uniform import Pair
 
@@ -15,7 +15,7 @@ PUBLISHED_RATIOS = (25, 50, 75)
 def build(results: Results, options: Options) -> list[Table]:
     """Return the accuracy of each method at each ratio, the published ones beside them where the pair is the paper's."""
     title = "Few-shot: accuracy over the part of the training set (the teacher has seen all of it)"
-    table = study_table(results, options, study="few-shot", title=title, order=_order, base=None, published=_published)
+    table = study_table(results, options, study="few-shot", title=title, order=_order, base=None, beside=_published)
     return [table]
 
 
@@ -23,10 +23,10 @@ def _order(entry: dict[str, Any]) -> tuple[str, float]:
     return str(entry["method"]).rpartition(" ")[0], float(entry["few_shot_ratio"])
 
 
-def _published(pair: Pair) -> dict[str, Summary]:
+def _published(rows: StudyRows, pair: Pair, notes: list[str]) -> dict[str, Summary]:
     """Return Table 5 under our arms' names; its HSAKD learns from the jointly trained teacher, so it is our HSAKD*."""
     found = {}
     for per_cent in PUBLISHED_RATIOS:
-        for method, summary in published_arms(f"table5_fewshot_{per_cent}", pair).items():
+        for method, summary in rows.published(f"table5_fewshot_{per_cent}", pair, notes).items():
             found[f"{'HSAKD*' if method == 'HSAKD' else method} {per_cent}%"] = summary
     return found

@@ -1,7 +1,8 @@
 """Table 2 of the paper: ImageNet, top-1 and top-5."""
 
-from analysis.aggregate import Results, by_row, make_cell, methods_of, pairs_of, records_of, reference, reported, where
+from analysis.aggregate import Results, by_row, make_cell, methods_of, pairs_of, records_of, reported, where
 from analysis.artefact import NotAsked, Options
+from analysis.published import reference
 from analysis.table import Cell, Table
 from analysis.uniform import uniform
 

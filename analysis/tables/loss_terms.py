@@ -1,13 +1,9 @@
 """The paper's ablation of loss terms."""
 
-from functools import partial
-
 from analysis.aggregate import Results
 from analysis.artefact import Options
-from analysis.studies import paper_order, published_arms, study_table
+from analysis.studies import LOSS_TERMS, paper_order, study_table
 from analysis.table import Table
-
-PUBLISHED = "fig_ablation_loss_terms"
 
 
 def build(results: Results, options: Options) -> list[Table]:
@@ -19,8 +15,8 @@ def build(results: Results, options: Options) -> list[Table]:
             options,
             study="loss-terms",
             title=title,
-            order=paper_order(PUBLISHED),
+            order=paper_order(LOSS_TERMS),
             base="task",
-            published=partial(published_arms, PUBLISHED),
+            beside=lambda rows, pair, notes: rows.published(LOSS_TERMS, pair, notes),
         )
     ]

@@ -26,7 +26,8 @@ def build(results: Results, options: Options) -> list[Table]:
         )
         texts = (f"{numbers[0]}", *(f"{number:.2f}" for number in numbers[1:]))
         rows.append((Cell(text=name), *(Cell(text=text, mean=float(number)) for text, number in zip(texts, numbers, strict=True))))
-    columns = ("Network", "Classifiers", "Parameters (M)", "of c_1..c_L (M)", "Multiply-adds (M)", "of c_1..c_L (M) ")
+    counts = (f"{name}{part} (M)" for name in ("Parameters", "Multiply-adds") for part in ("", " of c_1..c_L"))
+    columns = ("Network", "Classifiers", *counts)
     notes = ["At 32 px, 100 classes, 4 rotations."]
     if others := sorted(named - used):
         notes.append(f"Not in the package's table of networks, so without a row: {', '.join(others)}.")

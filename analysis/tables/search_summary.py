@@ -3,8 +3,9 @@
 from analysis.aggregate import Results, records_of
 from analysis.artefact import NotAsked, Options
 from analysis.configurations import setting_of
+from analysis.hours import search_entries, total, with_hours
 from analysis.one_setting import one_setting
-from analysis.search import Study, studies_of
+from analysis.search import MAX_TRIALS_FOR_IMPORTANCE, Study, studies_of
 from analysis.table import Cell, Table
 
 
@@ -42,10 +43,17 @@ def build(results: Results, options: Options) -> list[Table]:
         rows.append((Cell(text=study.label), *cells))
     if shared is not None:
         notes.append(
-            f"One setting for all pairs ({shared.text}): the lowest mean regret of all settings tried, {shared.mean_regret:.2f} points. "
-            "A regret marked ~ is estimated (random forest over the study's trials), since the study did not try that setting."
+            f"One setting for all pairs ({shared.text}): the lowest mean regret, {shared.mean_regret:.2f} points, of the "
+            f"{shared.num_compared} settings that every study tried or has enough trials to estimate. A regret marked ~ is estimated "
+            "(random forest over the study's trials), since the study did not try that setting."
         )
-    notes.append("Hours: of search and confirmation trials, pruned and failed ones included; reported rows are trained on top of that.")
+        if any(len(study.complete) > MAX_TRIALS_FOR_IMPORTANCE for study in studies):
+            notes.append(f"A study of over {MAX_TRIALS_FOR_IMPORTANCE} trials proposes an even part of them, its best and the paper's.")
+    notes.append("Importance: shares of the variance of validation accuracy (fANOVA over complete trials); rough with few trials.")
+    notes.append(
+        f"Hours: a study's trials, confirmations and teacher, pruned and failed ones included; together, each trial once, "
+        f"{total(with_hours(search_entries(results)))}. Reported rows are trained on top of that."
+    )
     columns = (
         "Study",
         "Trials",
@@ -65,16 +73,16 @@ def _regret(value: float, trial_ids: tuple[str, ...], *, is_guess: bool = False)
 
 
 def _cost(results: Results, study: Study) -> Cell:
-    entries = results.entries[(results.entries["study"] == study.name) & results.entries["purpose"].isin(["search", "confirm"])]
-    entries = entries[entries["dataset"].fillna("").isin([study.dataset, ""])].drop_duplicates("trial_id")
-    hours = float(entries["total_seconds"].fillna(0).sum()) / 3600
-    return Cell(text=f"{hours:.2f}", mean=hours, trial_ids=tuple(entries.loc[entries["total_seconds"].notna(), "trial_id"]))
+    entries = with_hours(search_entries(results, study.name, study.dataset))
+    hours = float(entries["hours"].sum())
+    return Cell(text=f"{hours:.3f}", mean=hours, trial_ids=tuple(entries["trial_id"]))
 
 
 def _confirmed(results: Results, study: Study) -> Cell:
     """Return the confirmed setting (or, while confirmations run, the leader), chosen exactly as the sweep chooses.
 
-    A setting needs a complete trial of every seed; of equal means the paper's setting wins, then the one that searched better.
+    A setting needs a complete trial of every seed; of equal means, and where no setting has that, the paper's setting wins, then the one
+    that searched better.
     """
     entries = results.rows(purpose="confirm", study=study.name)
     entries = entries[entries["dataset"].fillna("").isin([study.dataset, ""])].drop_duplicates(["trial_id", "seed"])
@@ -90,7 +98,7 @@ def _confirmed(results: Results, study: Study) -> Cell:
             candidates.append((mean, number == 0, searched.get(number, float("-inf")), -number, done))
     num_settings = entries["config_json"].map(setting_of).nunique()
     if not candidates:
-        return Cell(text="waiting" if (entries["status"] == "waiting").any() else "none: every setting has a failed seed")
+        return Cell(text="waiting" if (entries["status"] == "waiting").any() else "the paper's setting: each has a failed seed")
     mean, is_paper, _, _, done = max(candidates, key=lambda candidate: candidate[:4])
     row = records_of(done)[0]
     weights = [f"{name} {weight:.3g}" for name, weight in dict(row["weights"]).items() if name != "task"]

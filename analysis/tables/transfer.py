@@ -3,7 +3,7 @@
 from analysis.aggregate import Results
 from analysis.artefact import Options
 from analysis.inference import Summary
-from analysis.studies import published_arms, study_table
+from analysis.studies import StudyRows, study_table
 from analysis.table import Table
 from analysis.uniform import Pair
 
@@ -12,11 +12,9 @@ def build(results: Results, options: Options) -> list[Table]:
     """Return the accuracy of each method's features, the published ones beside them on the paper's data sets."""
     title = "Transfer: linear probes on other data sets"
     return [
-        study_table(
-            results, options, study="transfer", title=title, order=lambda entry: entry["method"], base="Student", published=_published
-        )
+        study_table(results, options, study="transfer", title=title, order=lambda entry: entry["method"], base="Student", beside=_published)
     ]
 
 
-def _published(pair: Pair) -> dict[str, Summary]:
-    return published_arms(f"table3_transfer_{pair[0]}", pair, dataset=pair[0])
+def _published(rows: StudyRows, pair: Pair, notes: list[str]) -> dict[str, Summary]:
+    return rows.published(f"table3_transfer_{pair[0]}", pair, notes)

@@ -164,7 +164,7 @@ class Folder:
         for ratio in (0.25, 0.5, 0.75, 1.0):
             arm("few-shot", f"{ratio:.0%}", 60 + 18 * ratio, few_shot_ratio=ratio)
         _, _, search_teacher = self.teachers(0.1)
-        self.add(search_teacher, "teacher", "Teacher*", 79.0)
+        self.add(search_teacher, "teacher", "search", 79.0)
         for number in range(12):
             temperature, weight = (3.0, 1.0) if number == 0 else (1.0 + number * 0.7, 0.1 * 1.5**number)
             config = self.config(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.aggregate import load
 from analysis.build import main
 from analysis.compact import compact
 
@@ -217,6 +218,23 @@ def spoil_part(run: Any) -> str:
     return f"run/compacted/{path.name} is not readable; its trials are read from their small files."
 
 
+def lose_part(run: Any) -> str:
+    compact(run.root)
+    path = sorted(run.root.glob("compacted/*/trials/*.parquet"))[0]
+    path.unlink()
+    return f"run/compacted/{path.name} is not readable; its trials are read from their small files."
+
+
+def spoil_plan_configuration(run: Any) -> str:
+    path = run.root / "plan.parquet"
+    table = pq.read_table(path)
+    place = table.column_names.index("config_json")
+    texts = pa.array(['{"data": 7, "teacher": 8, "backbone": 9}'] * table.num_rows, pa.string())
+    pq.write_table(table.set_column(place, table.schema.field(place), texts), path)
+    shutil.rmtree(run.root / "trials")
+    return "Learning curves: no complete trial has epochs with test accuracy."
+
+
 def leave_nothing(run: Any) -> str:
     shutil.rmtree(run.root)
     run.root.mkdir()
@@ -225,7 +243,7 @@ def leave_nothing(run: Any) -> str:
 
 SPOILERS = (spoil_trial, spoil_row, spoil_version, spoil_configuration, spoil_accuracy, empty_accuracy, leave_a_link_to_nothing)
 SPOILERS += (add_a_foreign_file, spoil_epochs, swap_epochs, spoil_epochs_version, lose_epochs, spoil_plan, spoil_plan_version)
-SPOILERS += (spoil_plan_line, forget_a_line, spoil_index, spoil_part, leave_nothing)
+SPOILERS += (spoil_plan_line, spoil_plan_configuration, forget_a_line, spoil_index, spoil_part, lose_part, leave_nothing)
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
@@ -240,6 +258,24 @@ def test_what_cannot_be_read_is_a_sentence_in_the_output_and_in_the_report(
     assert main([str(run.root)]) == 0
     assert sentence in capsys.readouterr().out
     assert html.escape(sentence) in (run.root / "tables/report.html").read_text()
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"PAR1"), Path.unlink])
+def test_what_only_a_damaged_compacted_file_had_is_unreadable_and_not_waiting(folder: Make, spoil: Callable[[Path], Any]) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    compact(run.write())
+    shutil.rmtree(run.root / "trials")
+    path = sorted(run.root.glob("compacted/*/trials/*.parquet"))[0]
+    while not (lost := pq.read_table(path)["trial_id"].to_pylist()):
+        path = path.with_name(f"{int(path.stem, 16) + 1:x}.parquet")
+    spoil(path)
+    results = load([run.root])
+    assert set(results.entries.loc[results.entries["status"] == "unreadable", "trial_id"]) == set(lost)
+    assert not (results.entries["status"] == "waiting").any()
+    (sentence,) = results.notes
+    assert sentence.startswith(f"run/compacted/{path.name} is not readable; its trials are read from their small files; without one, so ")
+    assert all(trial_id in sentence for trial_id in lost[:5])
 
 
 def test_a_study_with_one_trial_is_a_sentence_in_the_output_and_in_the_report(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,9 +40,10 @@ def test_holm_multiplies_by_the_tests_left_and_never_falls() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-def test_wilcoxon_of_five_gains_above_zero_is_two_of_thirty_two_sign_patterns() -> None:
-    assert wilcoxon([0.1, 0.5, 0.2, 0.9, 0.4]) == pytest.approx(2 / 32)
-    assert wilcoxon([0.0, 0.0]) is None
+def test_wilcoxon_of_six_gains_above_zero_is_two_of_sixty_four_sign_patterns_and_fewer_are_not_tested() -> None:
+    assert wilcoxon([0.1, 0.5, 0.2, 0.9, 0.4, 0.3]) == pytest.approx(2 / 64)
+    assert wilcoxon([0.1, 0.5, 0.2, 0.9, 0.4]) is None
+    assert wilcoxon([0.0] * 6) is None
 
 
 @pytest.mark.parametrize(

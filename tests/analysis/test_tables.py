@@ -2,20 +2,33 @@
 
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from analysis.aggregate import load
+from analysis.aggregate import PAIRS, load
+from analysis.artefact import Options
 from analysis.build import main
 from analysis.one_setting import one_setting
 from analysis.search import studies_of
+from analysis.table import Cell, Table
+from analysis.tables import cost, search_summary, table1
+from analysis.tables import temperature as temperatures
+from hsakd.network_table import network_table
+from sweeps.worklist import DEFAULT_SIZES
 
 Make = Callable[..., Any]
+HAS_LATEX = bool(
+    shutil.which("pdflatex") and not subprocess.run(["kpsewhich", "booktabs.sty"], stdout=subprocess.DEVNULL, check=False).returncode
+)
 
 
 def cell(path: Path, row: str, column: str = "") -> pd.Series:
@@ -55,7 +68,7 @@ def test_an_arm_with_another_teacher_is_refused_in_its_studys_column_and_has_no_
     assert "temperature=5, wrn_40_2 → wrn_16_2: refused, the joint teacher differs" in (run.root / "tables/report.html").read_text()
     assert main([str(run.root), "--force"]) == 0
     row = pd.read_csv(run.root / "tables/temperature.csv").query("row == 'temperature=5'")["text"].tolist()
-    assert row == ["75.50 ± 0.71 (2)", "+2.00 [+2.00, +2.00]"]
+    assert row == ["75.50 ± 0.71 (2)", "+2.00 [+2.00, +2.00] (2)"]
 
 
 def test_a_trial_of_another_student_is_refused(folder: Make) -> None:
@@ -141,16 +154,80 @@ def test_a_setting_with_a_failed_seed_cannot_win_and_a_waiting_one_makes_it_a_le
     assert confirmed(run) == "the paper's setting: 79.00 (2), leads 1 of 3 so far"
 
 
-def test_the_cost_of_the_search_is_in_the_notes_with_its_pruned_trials(folder: Make) -> None:
+def test_where_every_setting_has_a_failed_seed_the_papers_is_taken_as_the_sweep_takes_it(folder: Make) -> None:
+    run = folder(dataset="digits")
+    confirm(run, 3.0, (80.0, 80.0), 0, status="failed")
+    confirm(run, 5.0, (90.0, 90.0), 1, status="diverged")
+    assert confirmed(run) == "the paper's setting: each has a failed seed"
+
+
+def test_of_a_study_with_many_trials_the_best_is_a_candidate_for_one_setting(folder: Make) -> None:
+    run = folder(dataset="digits")
+    for run.student in ("wrn_16_2", "wrn_40_1"):
+        _, _, teacher = run.teachers(0.1)
+        for number in range(102):  # of which every second one is judged
+            temperature = 3.0 if number == 0 else 10.0 + number
+            terms = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
+            config = run.config(run.student, validation=0.1, terms=terms, temperature=temperature, teacher=teacher)
+            more = {"study": f"{run.teacher}-{run.student}", "study_number": number}
+            run.add(config, "search", "search", 90.0 if number == 51 else 70.0, **more)
+    results = load([run.write()])
+    found = one_setting(studies_of(results))
+    assert found is not None
+    assert (found.text, found.mean_regret, found.num_compared) == ("temperature 61", 0.0, 52)
+    (table,) = search_summary.build(results, Options())
+    assert "A study of over 100 trials proposes an even part of them, its best and the paper's." in table.notes
+    assert any("0.00 points, of the 52 settings that every study tried or has enough trials to estimate" in note for note in table.notes)
+
+
+def test_the_cost_of_the_search_with_its_teacher_and_pruned_trials_is_the_same_in_three_tables(folder: Make) -> None:
     run = folder(dataset="digits")
     run.pair()
     run.studies()
-    assert main([str(run.write())]) == 0
-    note = next(line for line in (run.root / "tables/table1.md").read_text().splitlines() if "HSAKD-tuned was chosen" in line)
-    assert re.search(r"by \d+ search and confirmation trials \(\d+ complete, 1 pruned\), 0\.\d\d hours", note)
-    hours = cell(run.root / "tables/search_summary.csv", "wrn_40_2-wrn_16_2", "Hours")
-    ids = str(hours["trials"]).split()
-    assert hours["mean"] == pytest.approx(len(ids) * 40 / 3600)
+    run.write()
+    for path in (run.root / "trials").iterdir():  # of two threads, so that hours and CPU-hours differ
+        table = pq.read_table(path)
+        place = table.column_names.index("num_threads")
+        pq.write_table(table.set_column(place, table.schema.field(place), pa.array([2], table.schema.field(place).type)), path)
+    results = load([run.root])
+    costs = {(row[0].text, row[1].text): row[4].mean for row in cost.build(results, Options())[0].rows}
+    expected = sum(costs[place] or 0 for place in (("search", "search"), ("confirm", "confirm"), ("search", "teacher")))
+    (summary,) = search_summary.build(results, Options())
+    hours = summary.rows[0][-1]
+    assert hours.mean == pytest.approx(expected) == pytest.approx(len(hours.trial_ids) * 2 * 40 / 3600)
+    text = f"{expected:.3f} CPU-hours (trial hours x threads)"
+    assert any(f"together, each trial once, {text}." in note for note in summary.notes)
+    (note,) = (note for note in table1.build(results, Options())[0].notes if "HSAKD-tuned was chosen" in note)
+    assert re.search(r"by \d+ search and confirmation trials \(\d+ complete, 1 pruned\); with their 1 teacher they took ", note)
+    assert note.endswith(f"{text}.")
+
+
+def test_the_bank_saved_what_live_predictions_would_have_run_and_shared_trials_are_named(folder: Make) -> None:
+    run = folder(dataset="stl10")
+    _, _, joint = run.teachers()
+    for label, taps in (("c1", (1,)), ("c1+c2+c3", None)):
+        run.add(run.config(run.student, terms=(("task", 1.0), ("kl_q", 1.0)), teacher=joint, taps=taps), "report", label, 70.0, study="aux")
+    run.add(run.config(run.student, terms=(("task", 1.0), ("kl_q", 1.0)), teacher=joint), "report", "HSAKD*", 70.0)
+    run.add(run.config("wrn_40_1", taps=()), "report", "Student", None, student="wrn_40_1")
+    run.add(run.config(run.student, taps=()), "report", "Student", 70.0)
+    record = run.record(run.config("wrn_40_1", taps=()), 70.0)
+    run.store.write_trial(replace(record, multi_adds=20_000_000), [])
+    (table,) = cost.build(load([run.write()]), Options())
+    rows = {row[0].text: row for row in table.rows}
+    facts = network_table()["wrn_40_2"]
+    whole = 300 * 4 * 9 * (facts.multi_adds + sum(facts.branch_multi_adds)) / 1e12  # hits, rotations, 96 px for 32
+    assert rows["HSAKD*"][7].mean == pytest.approx(whole)
+    assert rows["aux: c1"][7].mean == pytest.approx(300 * 4 * 9 * (facts.multi_adds + facts.branch_multi_adds[0]) / 1e12)
+    assert "aux: c1+c2+c3" not in rows
+    assert (
+        table.notes[-1] == "A trial that serves several rows is counted in one; trials of these rows are counted in others: aux: c1+c2+c3."
+    )
+    assert (rows["Student"][5].text, rows["Student"][5].mean, len(rows["Student"][5].trial_ids)) == ("10.0 to 20.0", None, 2)
+    assert (rows["HSAKD*"][5].text, rows["HSAKD*"][5].mean) == ("10.0", 10.0)
+
+
+def test_images_without_a_size_count_as_the_sweep_counts_them() -> None:
+    assert {name: cost.IMAGE_SIZES.get(name, cost.CIFAR_SIZE) for name in DEFAULT_SIZES} == DEFAULT_SIZES
 
 
 def test_one_setting_for_all_pairs_is_measured_where_tried_and_estimated_elsewhere(folder: Make, tmp_path: Path) -> None:
@@ -217,23 +294,76 @@ def test_every_latex_table_is_strict_booktabs(folder: Make) -> None:
     files = sorted((run.root / "tables").glob("*.tex"))
     assert len(files) >= 9
     for path in files:
-        lines = path.read_text().splitlines()
-        text = "\n".join(lines)
-        assert text.isascii(), path.name
-        assert lines[0] == r"\begin{table}", path.name
-        assert lines[-1] == r"\end{table}", path.name
-        rules = [line for line in lines if line in (r"\toprule", r"\midrule", r"\bottomrule")]
+        assert_is_latex(path.read_text(), num_parts=1)
+    assert r"\caption{Accuracy of the methods}" in (run.root / "tables/table1.tex").read_text()
+    assert r"\shortstack{wrn\_40\_2 $\rightarrow$\\{}wrn\_16\_2}" in (run.root / "tables/table1.tex").read_text()
+    assert " $-$1.10 [" in (run.root / "tables/temperature.tex").read_text()
+    assert "HSAKD $-$ KD" in (run.root / "tables/equal_teacher.tex").read_text()
+    for table in (*(pd.read_csv(path) for path in (run.root / "tables").glob("*.csv")),):
+        assert not table.duplicated(["line", "column"]).any()
+
+
+def test_a_long_latex_table_is_in_parts_that_fit_on_a_page_and_keep_a_pairs_rows_together() -> None:
+    rows = [(Cell(text=pair), Cell(text=f"[{i}]")) for pair, num_rows in (("a", 30), ("b", 30), ("c", 100)) for i in range(num_rows)]
+    table = Table(name="long_one", title="Table 7: long", columns=("Pair", "a column's long head [in brackets]"), rows=tuple(rows))
+    parts = assert_is_latex(table.to_latex(), num_parts=5)
+    assert [len(part) for part in parts] == [30, 30, 45, 45, 10]
+    assert [{line[0] for line in part} for part in parts] == [{"a"}, {"b"}, {"c"}, {"c"}, {"c"}]
+    assert r"\caption{Long (2 of 5)}" in table.to_latex()
+    assert not re.search(r"\\\\\s*[\[*]", table.to_latex())  # which LaTeX would take for an argument
+    assert table.to_latex().count(r"\label{tab:long-one-2}") == 1
+
+
+@pytest.mark.skipif(not HAS_LATEX, reason="no LaTeX with booktabs is installed (Debian package: texlive-latex-recommended)")
+def test_latex_takes_the_tables_and_finds_none_too_wide(folder: Make, tmp_path: Path) -> None:
+    run = folder()
+    for run.teacher, run.student in PAIRS:
+        run.pair()
+    run.studies()
+    run.add(run.config(run.student, seed=8, taps=()), "report", "Student", 1.0, status="failed", error=r"50 % of $x_1 & {y} \ ~ ^ # <é>")
+    results = load([run.write()])
+    tables = [table for module in (table1, search_summary, cost, temperatures) for table in module.build(results, Options())]
+    tables.append(
+        Table(name="long_one", title="Long", columns=("A", "[b] * (c)"), rows=((Cell(text="a [b]"), Cell(text="[c] " * 20)),) * 50)
+    )
+    body = "".join(table.to_latex() for table in tables)
+    for layout in ("onecolumn", "twocolumn"):
+        head = rf"\documentclass[{layout}]{{article}}" + r"\usepackage{booktabs,graphicx}\begin{document}"
+        (tmp_path / "paper.tex").write_text(head + "\n" + body + r"\end{document}")
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+        assert not re.search("Overfull|Float too large", done.stdout)
+
+
+def assert_is_latex(text: str, *, num_parts: int) -> list[list[str]]:
+    """Check what LaTeX and booktabs need, float by float; return the lines of each body."""
+    assert text.isascii()
+    first, *lines = text.splitlines()
+    assert first == r"% needs \usepackage{booktabs,graphicx}"
+    starts = [i for i, line in enumerate(lines) if line == r"\begin{table*}"]
+    ends = [i for i, line in enumerate(lines) if line == r"\end{table*}"]
+    assert len(starts) == len(ends) == num_parts
+    assert [0, *(end + 1 for end in ends)] == [*starts, len(lines)]
+    bodies = []
+    for part in (lines[start : end + 1] for start, end in zip(starts, ends, strict=True)):
+        text = "\n".join(part)
+        rules = [line for line in part if line in (r"\toprule", r"\midrule", r"\bottomrule")]
         assert rules == [r"\toprule", r"\midrule", r"\bottomrule"]
-        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\caption{") == text.count(r"\label{") == 1
-        columns = next(re.fullmatch(r"\\begin\{tabular\}\{(l[lcr]*)\}", line) for line in lines if r"\begin{tabular}" in line)
+        assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}}") == text.count(r"\caption{") == text.count(r"\label{") == 1
+        assert text.count(r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%") == 1
+        columns = next(re.fullmatch(r"\\begin\{tabular\}\{(l[lcr]*)\}", line) for line in part if r"\begin{tabular}" in line)
         assert columns is not None
-        start, end = lines.index(r"\toprule"), lines.index(r"\bottomrule")
-        for line in lines[start + 1 : end]:
+        start, end = part.index(r"\toprule"), part.index(r"\bottomrule")
+        for line in part[start + 1 : end]:
             if line != r"\midrule":
                 assert line.endswith(r" \\"), line
                 assert len(re.findall(r"(?<!\\)&", line)) == len(columns[1]) - 1, line
-        bare = re.sub(r"\\[\\&%$#_{}]", "", re.sub(r"\$\\(pm|rightarrow|times|geq|sim)\$", "", text))
+        bare = re.sub(r"\\[\\&%$#_{}]", "", re.sub(r"\$(\\(pm|rightarrow|times|geq|sim)|-)\$", "", text))
         assert bare.count("{") == bare.count("}")
-        assert not re.search(r"[$#^~]|(?<!\\)%", re.sub(r"\\text(backslash|asciitilde|asciicircum)\{\}", "", bare)), path.name
-        body = [re.sub(r"\\[\\_]", "", line) for line in lines if not line.startswith((r"\label", r"\begin", r"\end"))]
-        assert not any("_" in line for line in body), path.name
+        bare = re.sub(r"\\text(backslash|asciitilde|asciicircum)\{\}", "", bare).replace("{!}{%", "")
+        assert not re.search(r"[$#^~]|(?<!\\)%", bare)
+        body = [re.sub(r"\\[\\_]", "", line) for line in part if not line.startswith((r"\label", r"\begin", r"\end"))]
+        assert not any("_" in line for line in body)
+        bodies.append(part[part.index(r"\midrule") + 1 : end])
+    return bodies

@@ -17,6 +17,7 @@ from hsakd.records import ResultStore
 from sweeps.ablations import STUDIES, ablation_work
 from sweeps.cli import AblationOptions
 from sweeps.run_pairs import lines_to_keep
+from sweeps.worklist import Pair, TrialFactory
 
 ROOT = Path(__file__).parents[2]
 PAIR = "resnet14-resnet8_half"
@@ -65,6 +66,9 @@ def test_grids_ratios_and_rotations_are_as_asked(tmp_path: Path) -> None:
     shots = arms(tmp_path, "few-shot")
     assert [configs[0].data.few_shot_ratio for label, configs in shots.items() if label.startswith("HSAKD*")] == [0.25, 0.5, 0.75, 1.0]
     assert all(config.teacher is not None and config.teacher.data.few_shot_ratio == 1 for configs in shots.values() for config in configs)
+    planned = ablation_work(options(tmp_path, "few-shot"))
+    assert shots["KD 100%"][0] == TrialFactory(options(tmp_path, "few-shot")).kd(Pair(teacher="resnet14", student="resnet8_half"), 0, 0)
+    assert shots["KD 25%"][0].teacher in [config for entry, config in planned if (entry.purpose, entry.method) == ("backbone", "Teacher")]
     turns = {label: configs[0].rotations for label, configs in arms(tmp_path, "rotations").items()}
     assert len(turns) == 8
     assert turns["0+180"] == (0, 2)
@@ -75,7 +79,7 @@ def test_grids_ratios_and_rotations_are_as_asked(tmp_path: Path) -> None:
 def test_arms_share_teacher_and_seeds_and_what_two_studies_have_in_common_is_one_trial(tmp_path: Path, study: str) -> None:
     found = arms(tmp_path, study)
     teachers = {config.teacher for configs in found.values() for config in configs if config.teacher is not None}
-    assert len(teachers) == 1
+    assert sorted(teacher.teacher_regime for teacher in teachers) == (["", "joint"] if study == "few-shot" else ["joint"])
     assert all([config.seed for config in configs] == [0, 1] for configs in found.values())
     full = arms(tmp_path, "loss-terms")["task+kl_q+kl_p"][0].trial_id
     if study != "aux-placement":

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
+from hsakd.models.batch_norm import BatchNorm2d
 from hsakd.registry import Registry
 
 
@@ -75,7 +76,7 @@ def conv(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, g
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1) -> nn.Sequential:
     """Return convolution, batch normalization, ReLU (in place, here and elsewhere: nobody else reads what it overwrites)."""
-    return nn.Sequential(conv(in_channels, out_channels, kernel, stride=stride), nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+    return nn.Sequential(conv(in_channels, out_channels, kernel, stride=stride), BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 def repeat_blocks(
@@ -102,13 +103,13 @@ def projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """Return the identity, or a 1x1 convolution with BN where width or resolution change."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride=stride), BatchNorm2d(out_channels))
 
 
 def basic_block(in_channels: int, out_channels: int, stride: int) -> Residual:
     """Two 3x3 convolutions (He et al. 2016)."""
     body = nn.Sequential(
-        *conv_bn_relu(in_channels, out_channels, 3, stride=stride), conv(out_channels, out_channels, 3), nn.BatchNorm2d(out_channels)
+        *conv_bn_relu(in_channels, out_channels, 3, stride=stride), conv(out_channels, out_channels, 3), BatchNorm2d(out_channels)
     )
     return Residual(body, projection(in_channels, out_channels, stride))
 
@@ -120,7 +121,7 @@ def bottleneck_block(in_channels: int, out_channels: int, stride: int) -> Residu
         *conv_bn_relu(in_channels, width, 1),
         *conv_bn_relu(width, width, 3, stride=stride),
         conv(width, out_channels, 1),
-        nn.BatchNorm2d(out_channels),
+        BatchNorm2d(out_channels),
     )
     return Residual(body, projection(in_channels, out_channels, stride))
 

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit, Stage, conv, conv_bn_relu
+from hsakd.models.batch_norm import BatchNorm2d
 
 GROUPS = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
 """Expansion, output channels, repeats, stride of each group."""
@@ -25,10 +26,10 @@ class InvertedResidual(nn.Module):
         self.body = nn.Sequential(
             *conv_bn_relu(in_channels, hidden, 1),
             conv(hidden, hidden, 3, stride=stride, groups=hidden),
-            nn.BatchNorm2d(hidden),
+            BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
             conv(hidden, out_channels, 1),
-            nn.BatchNorm2d(out_channels),
+            BatchNorm2d(out_channels),
         )
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit, Stage, conv, conv_bn_relu
+from hsakd.models.batch_norm import BatchNorm2d
 
 V1_GROUPS = 3
 V1_STEM_CHANNELS = 24
@@ -32,11 +33,11 @@ class V1Unit(nn.Module):
         middle = own_channels // 4
         self.groups = 1 if in_channels == V1_STEM_CHANNELS else V1_GROUPS
         self.conv1 = conv(in_channels, middle, 1, groups=self.groups)
-        self.bn1 = nn.BatchNorm2d(middle)
+        self.bn1 = BatchNorm2d(middle)
         self.conv2 = conv(middle, middle, 3, stride=stride, groups=middle)
-        self.bn2 = nn.BatchNorm2d(middle)
+        self.bn2 = BatchNorm2d(middle)
         self.conv3 = conv(middle, own_channels, 1, groups=V1_GROUPS)
-        self.bn3 = nn.BatchNorm2d(own_channels)
+        self.bn3 = BatchNorm2d(own_channels)
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class V2DownUnit(nn.Module):
         half = out_channels // 2
         self.left = nn.Sequential(
             conv(in_channels, in_channels, 3, stride=stride, groups=in_channels),
-            nn.BatchNorm2d(in_channels),
+            BatchNorm2d(in_channels),
             *conv_bn_relu(in_channels, half, 1),
         )
         self.right = v2_path(in_channels, half, stride)
@@ -79,7 +80,7 @@ def v2_path(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         *conv_bn_relu(in_channels, out_channels, 1),
         conv(out_channels, out_channels, 3, stride=stride, groups=out_channels),
-        nn.BatchNorm2d(out_channels),
+        BatchNorm2d(out_channels),
         *conv_bn_relu(out_channels, out_channels, 1),
     )
 

@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, fx, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, HeightAwareStage, PartInit, Stage, conv
+from hsakd.models.batch_norm import BatchNorm2d
 
 WIDTHS = (64, 128, 256, 512, 512)
 HEIGHT_WITH_FOURTH_POOL = 64
@@ -47,7 +48,7 @@ def vgg(convolutions: tuple[int, int, int, int, int], *, has_bn: bool) -> Backbo
                 for _ in range(convolutions[group]):
                     layers.append(conv(in_channels, WIDTHS[group], 3, bias=True))
                     if has_bn:
-                        layers.append(nn.BatchNorm2d(WIDTHS[group]))
+                        layers.append(BatchNorm2d(WIDTHS[group]))
                     layers.append(nn.ReLU(inplace=True))
                     in_channels = WIDTHS[group]
             return LastGroups(layers, split) if len(groups) > 1 else nn.Sequential(*layers)

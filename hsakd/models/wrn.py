@@ -5,6 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, PartInit, conv, residual_stages
+from hsakd.models.batch_norm import BatchNorm2d
 
 
 class PreActivationBlock(nn.Module):
@@ -12,9 +13,9 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = BatchNorm2d(in_channels)
         self.conv1 = conv(in_channels, out_channels, 3, stride=stride)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn2 = BatchNorm2d(out_channels)
         self.conv2 = conv(out_channels, out_channels, 3)
         self.shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
@@ -33,7 +34,7 @@ def wrn(depth: int, widening: int) -> BackboneSpec:
         stem=lambda: conv(3, 16, 3),
         stem_channels=16,
         stages=residual_stages(PreActivationBlock, widths, ((depth - 4) // 6,) * 3),
-        neck=lambda: nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)),
+        neck=lambda: nn.Sequential(BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)),
         out_channels=widths[-1],
         backbone_init=PartInit(conv="he", zero_bias=True),
         branch_init=PartInit(conv="he", zero_bias=True),

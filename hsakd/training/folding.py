@@ -24,6 +24,13 @@ class Teacher(nn.Module):
         return (output.logits, *output.joint_logits, *kept)
 
 
+class _Tracer(fx.Tracer):
+    """Takes a batch normalization as one step; PyTorch does so with its own only."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
 def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_features: bool = False) -> nn.Module:
     """Return a copy of `network` in eval mode that gives what `Teacher` gives of rows [R, 3, H, W].
 
@@ -31,7 +38,7 @@ def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_fe
     first BN). `network` itself is not changed; equal to it to about 1e-6 relative in float32, so the float64 reference doesn't use it.
     """
     wrapped = Teacher(copy.deepcopy(network), branches, with_features=with_features).eval()
-    graph = fx.Tracer().trace(wrapped)
+    graph = _Tracer().trace(wrapped)
     folded = fx.GraphModule(wrapped, graph)
     modules: dict[str, Any] = dict(folded.named_modules())
     for node in list(graph.nodes):

@@ -274,6 +274,11 @@ def write_rows(path: Path, rows: Sequence[Row], record: type[Row]) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether a file couldn't be read because the system failed (a stale handle, no descriptor left), not because of what is in it."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 def read_rows(path: Path, record: type[Any]) -> list[Any]:
     """Read the rows of a file that `write_rows` wrote; absent columns take their defaults.
 
@@ -353,13 +358,19 @@ class ResultStore:
         write_rows(self.trial_path(record.trial_id), [record], TrialRecord)
 
     def read_trial(self, trial_id: str) -> TrialRecord | None:
-        """Return a trial's record, or None where there is none; an unreadable file is set aside and counts as none."""
+        """Return a trial's record, or None where there is none; an unreadable file is set aside and counts as none.
+
+        Raises:
+            OSError: the file system fails at the moment; the file may be whole, and stays where it is.
+        """
         path = self.trial_path(trial_id)
         if not path.exists():
             return None
         try:
             record: TrialRecord = read_rows(path, TrialRecord)[0]
-        except (ValueError, IndexError):
+        except (ValueError, IndexError) as error:
+            if (cause := error.__cause__) is not None and is_passing(cause):
+                raise cause from None
             self.set_aside(path)
             return None
         return record

@@ -1,5 +1,7 @@
 """Records round trip through Parquet with units; broken files are set aside, never lost, never half-written."""
 
+import os
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,6 +60,24 @@ def test_a_broken_file_is_set_aside_and_counts_as_absent(tmp_path: Path, content
     assert store.read_trial(CONFIG.trial_id) is None
     kept = list((tmp_path / "set_aside").iterdir())
     assert [path.read_bytes() for path in kept] == [content]
+
+
+def test_a_file_that_cannot_be_opened_at_the_moment_stays_where_it_is(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    store.write_trial(RECORD, EPOCHS)
+    assert store.read_trial(CONFIG.trial_id) == RECORD
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    spare = [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]  # no free descriptor is left below the limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            store.read_trial(CONFIG.trial_id)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in spare:
+            os.close(descriptor)
+    assert store.read_trial(CONFIG.trial_id) == RECORD
 
 
 def test_another_schema_version_is_refused_by_name(tmp_path: Path) -> None:

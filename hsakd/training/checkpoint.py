@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hsakd.records import replacing
+from hsakd.records import is_passing, replacing
 
 RESUME_FILE = "resume.pt"
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -45,10 +45,11 @@ def discard_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def load_resume(folder: Path, trial_id: str, device: torch.device) -> dict[str, Any] | None:
-    """Return the state that `save_resume` wrote for this trial, or None where there is none.
+def load_resume(folder: Path, trial_id: str) -> dict[str, Any] | None:
+    """Return the state that `save_resume` wrote for this trial, on the CPU, or None where there is none.
 
     Raises:
+        OSError: the file system fails at the moment; the file may be whole.
         CheckpointCorrupt: the file can't be read as weights, has other content than was written, or names another trial.
     """
     path = folder / RESUME_FILE
@@ -58,8 +59,10 @@ def load_resume(folder: Path, trial_id: str, device: torch.device) -> dict[str, 
         with zipfile.ZipFile(path) as archive:  # PyTorch writes the parts' checksums and does not look at them
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged")
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
+        if is_passing(error):
+            raise
         raise CheckpointCorrupt(f"{path.name} of trial {trial_id} can't be read: {error}") from error
     if not isinstance(state, dict) or state.get("trial_id") != trial_id:
         raise CheckpointCorrupt(f"{path.name} of trial {trial_id} belongs to another trial")

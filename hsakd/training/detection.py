@@ -183,7 +183,7 @@ def fit_detector(
     state = None
     if hooks.checkpoint_dir is not None:
         discard_unfinished(hooks.checkpoint_dir)
-        state = load_resume(hooks.checkpoint_dir, config.trial_id, device)
+        state = load_resume(hooks.checkpoint_dir, config.trial_id)
     epochs: list[EpochMetrics] = []
     first_epoch, first_step, seconds, earlier_seconds = 0, 0, 0.0, 0.0
     losses = RunningLosses(LOSSES, device)

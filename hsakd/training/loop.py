@@ -316,7 +316,7 @@ def fit(
     trained: Any = _compiled(network, config.numerics)
     if team.size > 1:
         trained = team.wrap(StepLoss(trained, modules), finds_unused=len(stages) > 1)
-    state = _load_together(hooks.checkpoint_dir, config.trial_id, device, team)
+    state = _load_together(hooks.checkpoint_dir, config.trial_id, team)
     epochs: list[EpochMetrics] = []
     first_epoch, first_step, seconds, earlier_seconds = stages[0].first_epoch, 0, 0.0, 0.0
     torch.manual_seed(config.seed)
@@ -327,7 +327,7 @@ def fit(
         epochs = [EpochMetrics(**row) for row in state["epochs"]]
         first_epoch, first_step, seconds = state["epoch"], state["step"], state["train_seconds"]
         earlier_seconds = state.get("total_seconds", 0.0)  # files of older versions have none
-        torch.set_rng_state(state["rng_state"].cpu())
+        torch.set_rng_state(state["rng_state"])
         if hooks.on_epoch is not None:
             for row in epochs:
                 hooks.on_epoch(row)  # whoever listens now may not have heard of them
@@ -463,17 +463,18 @@ def fit(
     return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final, earlier_seconds=earlier_seconds)
 
 
-def _load_together(folder: Path | None, trial_id: str, device: torch.device, team: Team) -> dict[str, Any] | None:
+def _load_together(folder: Path | None, trial_id: str, team: Team) -> dict[str, Any] | None:
     """Return the resume file's state on every rank; where it can't be used each rank raises, after all have looked."""
     if folder is None:
         return None
     team.barrier()
-    state, problem = None, None
+    state = None
+    problem: CheckpointCorrupt | OSError | None = None
     if team.is_leader:
         discard_unfinished(folder)
     try:
-        state = load_resume(folder, trial_id, device)
-    except CheckpointCorrupt as error:
+        state = load_resume(folder, trial_id)
+    except (CheckpointCorrupt, OSError) as error:
         problem = error
     team.barrier()
     if problem is not None:

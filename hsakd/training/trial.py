@@ -24,7 +24,7 @@ from hsakd.data.streams import TrainingData, open_dataset
 from hsakd.losses.objective import Objective
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
 from hsakd.models.checkpoints import load_weights, save_weights, weights_sha256
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord, predictions_columns
+from hsakd.records import EpochMetrics, ResultStore, TrialRecord, is_passing, predictions_columns
 from hsakd.training.bank import open_predictions
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
 from hsakd.training.loop import FitResult, LoopHooks, TrialInterrupted, fit
@@ -305,6 +305,7 @@ def checked_requirement(store: ResultStore, requirement: TrialConfig) -> TrialRe
 
     Raises:
         MissingTeacher: there are no such weights.
+        OSError: the file system fails at the moment; the file may be whole, and stays where it is.
     """
     path = store.weights_path(requirement.trial_id)
     subject = f"trial {requirement.trial_id} ({requirement.network}, {requirement.role})"
@@ -313,7 +314,9 @@ def checked_requirement(store: ResultStore, requirement: TrialConfig) -> TrialRe
         raise MissingTeacher(f"{subject} has no finished weights in {store.root}")
     try:
         is_intact = weights_sha256(load_file(path)) == record.weights_sha256
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError) as error:
+        if is_passing(error):
+            raise
         is_intact = False
     if not is_intact:
         raise MissingTeacher(f"{subject} had damaged weights, moved to {store.set_aside(path)}")

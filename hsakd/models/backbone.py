@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 from hsakd.models.batch_norm import BatchNorm2d
+from hsakd.models.strided_depthwise import StridedDepthwiseConv2d
 from hsakd.registry import Registry
 
 
@@ -71,7 +72,9 @@ NETWORKS: Registry[SpecFactory] = Registry("network")
 
 def conv(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
     """Return a convolution with "same" padding."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias)
+    is_strided_depthwise = stride > 1 and groups == in_channels == out_channels
+    build = StridedDepthwiseConv2d if is_strided_depthwise else nn.Conv2d
+    return build(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=bias)
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1) -> nn.Sequential:

@@ -25,10 +25,10 @@ class Teacher(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Takes a batch normalization as one step; PyTorch does so with its own only."""
+    """Takes our layers as one step each, as PyTorch does its own."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.BatchNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, nn.BatchNorm2d | nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_features: bool = False) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
@@ -27,6 +28,7 @@ IsFinished = Callable[[TrialConfig], TrialRecord | None]
 IsWelcome = Callable[[TrialConfig], bool]
 WorkLines = list[tuple[PlanEntry, TrialConfig]]
 TUNED = "HSAKD-tuned"
+SHOWN_CHANGES = 3
 SEARCH_STAGES = 3  # a search trial, a confirmation and a report follow one another
 
 
@@ -36,6 +38,9 @@ class Schedule:
     `finished` looks a trial up in the result folder. Every trial is emitted at most once; `entries` is the plan as far as it is known.
     `lines` are the work known beforehand (None: that of `options`), `kept` are other commands' lines of the same folder, which stay in
     its plan; `cost` says how long trials take and learns from those that end. `watchers` hear of every epoch.
+
+    Raises:
+        ValueError: the journal can't be read, or a study was begun with another space or with options that made its trials others.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Schedule:
                     learning_rate=self.factory.student_learning_rate(pair.student),
                     cost_of=partial(self._student_runs, pair),
                 )
+                self._check_options(search)
                 self.searches[pair.name] = search
                 self.phases[pair.name] = "search"
                 for trial in search.asked():
@@ -106,6 +112,21 @@ class Schedule:
         for name in sorted(self.searches, key=lambda name: self.student_costs[name]):
             self.stages_after[self.search_teachers[name].trial_id] = (name, SEARCH_STAGES)
         self._advance()
+
+    def _check_options(self, search: PairSearch) -> None:
+        """Refuse a study whose trials were other trainings: its values can't be compared with those to come, nor told anew.
+
+        What counts is what was asked for: a study that a refused command has only created is bound to nothing.
+        """
+        paper = self.factory.hsakd(search.pair, 0, self.search_teachers[search.pair.name])
+        if search.paper_trial_id in ("", paper.trial_id):
+            return
+        record = self.store.peek_trial(search.paper_trial_id)
+        changes = "" if record is None else f" ({'; '.join(changed(record.config.to_dict(), paper.to_dict())[:SHOWN_CHANGES])})"
+        raise ValueError(
+            f"--out is {self.options.out}, whose study {search.pair.name} was begun with other options{changes}; "
+            "accepted: the options it was begun with, or another --out"
+        )
 
     def _student_runs(self, pair: Pair, setting: Setting) -> float:
         """Return a search trial's cost over that of the paper's setting."""
@@ -397,3 +418,10 @@ class Schedule:
             if self.phases[name] != "report":
                 waiting += [replace(entry, purpose="report", method=TUNED, study="", seed=seed) for seed in seeds_of(self.options)]
         return self.kept + self.entries + waiting
+
+
+def changed(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return what differs between two nested tables, as "optim.epochs was 1, is 240"; keys are those of `new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [text for key in new for text in changed(old.get(key), new[key], f"{name}.{key}".lstrip("."))]
+    return [] if old == new else [f"{name} was {old}, is {new}"]

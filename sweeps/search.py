@@ -141,6 +141,11 @@ class PairSearch:
         if SPACE not in attributes:
             self.study.set_user_attr(SPACE, text)
 
+    @property
+    def paper_trial_id(self) -> str:
+        """The trial that the paper's setting was when this study was begun; "" before it was asked for."""
+        return str(self.study.get_trials(deepcopy=False)[0].user_attrs.get(TRIAL_ID, ""))
+
     def _is_whole(self, params: dict[str, float | str]) -> bool:
         """Return whether a trial has all its parameters."""
         if "placement" not in params:

@@ -18,9 +18,9 @@ from sweeps.worklist import PAPER_SETTING
 PAIR = "resnet14-resnet8_half"
 
 
-def schedule_of(out: Path, trials: int = 3) -> Schedule:
+def schedule_of(out: Path, trials: int = 3, *, epochs: int = 2, pairs: tuple[str, ...] = (PAIR,)) -> Schedule:
     store = ResultStore(out)
-    options = SweepOptions(out=out, preset="digits", pairs=(PAIR,), methods=("HSAKD-tuned",), trials=trials, epochs=2)
+    options = SweepOptions(out=out, preset="digits", pairs=pairs, methods=("HSAKD-tuned",), trials=trials, epochs=epochs)
 
     def finished(config: TrialConfig) -> TrialRecord | None:
         record = store.read_trial(config.trial_id)
@@ -41,6 +41,12 @@ def end(schedule: Schedule, config: TrialConfig, status: str = "complete") -> No
     record = TrialRecord.of(config, status=status, epochs_done=2, top1_val=value)
     schedule.store.write_trial(record, epochs)
     schedule.complete(config.trial_id, record)
+
+
+def started(schedule: Schedule) -> TrialConfig:
+    config = schedule.next_trial()
+    assert config is not None
+    return config
 
 
 def drain(schedule: Schedule) -> None:
@@ -147,3 +153,23 @@ def test_a_lock_that_a_killed_driver_left_on_the_journal_does_not_hold_the_next_
     study = optuna.load_study(study_name=PAIR, storage=open_storage(journal))
     study.set_user_attr("written", True)
     assert not lock.is_symlink()
+
+
+def test_a_study_is_not_gone_on_with_under_other_options(tmp_path: Path) -> None:
+    first = schedule_of(tmp_path)
+    end(first, started(first))
+    while not first.searches[PAIR].paper_trial_id:  # asked for, and not yet ended
+        started(first)
+    accepted = "; accepted: the options it was begun with, or another --out"
+    with pytest.raises(ValueError, match=f"whose study {PAIR} was begun with other options{accepted}"):
+        schedule_of(tmp_path, epochs=5)
+    drain(schedule_of(tmp_path, trials=4))  # more trials are the same trainings
+    with pytest.raises(ValueError, match=rf"\(.*optim.epochs was 2, is 5; .*\){accepted}"):
+        schedule_of(tmp_path, epochs=5)
+    other = "resnet14-resnet8"
+    with pytest.raises(ValueError, match="other options"):
+        schedule_of(tmp_path, epochs=5, pairs=(other, PAIR))
+    again = schedule_of(tmp_path, trials=4, pairs=(other, PAIR))  # the study that the refused command created is bound to nothing
+    drain(again)
+    assert again.is_complete
+    assert differences(ResultStore(tmp_path)) == []

@@ -6,6 +6,7 @@ from hsakd.records import ResultStore
 
 ATTEMPT_MARK = "=== attempt"
 OUT_OF_MEMORY = "TrialOutOfMemory"
+LOW_MEMORY = "running low on memory"  # how Ray says that its memory monitor killed workers; Tune then raises a RuntimeError
 NO_WORD = "the worker process died without a word (killed, or its node was lost)"
 
 
@@ -32,5 +33,10 @@ def read_errors(store: ResultStore, trial_id: str) -> list[str]:
 
 
 def ran_out_of_memory(error: str) -> bool:
-    """Whether an attempt ended because the device's memory did not suffice."""
+    """Whether an attempt ended because memory did not suffice, the device's or the machine's."""
     return OUT_OF_MEMORY in error.partition("\n")[0]
+
+
+def ran_out_of_host_memory(error: str) -> bool:
+    """Whether an attempt ended because its machine's memory did not suffice."""
+    return ran_out_of_memory(error) and LOW_MEMORY in error.partition("\n")[0]

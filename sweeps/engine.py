@@ -29,7 +29,7 @@ from typing import Any
 
 from hsakd.config import DataConfig, TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord, predictions_columns, replacing
-from sweeps.attempts import NO_WORD, note_error, ran_out_of_memory, read_errors
+from sweeps.attempts import LOW_MEMORY, NO_WORD, note_error, ran_out_of_host_memory, ran_out_of_memory, read_errors
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import Packing, num_cores
 from sweeps.schedule import Schedule
@@ -62,7 +62,6 @@ HEARTBEAT_SECONDS = 2.0
 NODE_CHECK_SECONDS = 300.0
 ADDRESS_SECONDS = 20.0
 RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
-LOW_MEMORY = "running low on memory"  # how Ray says that its memory monitor killed workers; Tune then raises a RuntimeError
 RAY_STARTS = 3
 START_SECONDS = 20.0  # a fresh process, its imports and the data set, before the first step
 PLAN_SECONDS = 5.0
@@ -278,10 +277,13 @@ class ScheduleSearcher(Searcher):
         self.pruned: set[str] = set()
         self.held: TrialConfig | None = None
         self.plan_written = 0.0
+        lacking: set[str] = set()
         for trial_id, config in schedule.configs.items():
-            if trial_id not in schedule.done and any(map(ran_out_of_memory, read_errors(schedule.store, trial_id))):
-                self.packing.alone.add(trial_id)
-                self.packing.loosen(config.network)
+            errors = [] if trial_id in schedule.done else list(filter(ran_out_of_memory, read_errors(schedule.store, trial_id)))
+            if errors and self._set_apart(config, of_host=any(map(ran_out_of_host_memory, errors))):
+                lacking.add(config.network)
+        for network in lacking:
+            self.packing.loosen(network)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles its searcher into an experiment state that nobody restores."""
@@ -291,13 +293,13 @@ class ScheduleSearcher(Searcher):
         schedule = self.schedule
         try:
             if self.held is not None and (schedule.is_stopping or not self._is_welcome(self.held)):
-                schedule.put_back(self.held.trial_id)
-                self.held = None
+                self._put_held_back()
             config = self.held if self.held is not None else schedule.next_trial(self._is_welcome)
             if config is None:
                 return self._nothing_to_start()
             share = self._share(config)
-            if sum(self.shares.values()) + share > self._capacity() + 1e-9:
+            is_other_alone = not self.packing.host_alone.isdisjoint(self.shares)
+            if is_other_alone or sum(self.shares.values()) + share > self._capacity() + 1e-9:
                 self.held = config
                 return None
             self.held = None
@@ -313,7 +315,7 @@ class ScheduleSearcher(Searcher):
             "out": str(self.options.out),
             "run": self.options.run,
             "context": {**self.options.context, "keep_checkpoints": self._kept(config)},
-            "resources": {"CPU": self.options.threads_per_trial, "GPU": share} if self.options.gpus else {"CPU": share},
+            "resources": {"CPU": self.options.threads_per_trial, **({"GPU": self._needs(config)} if self.options.gpus else {})},
             "avoided": list(self.nodes.avoided),
             "expected": self.nodes.expected,
         }
@@ -328,12 +330,26 @@ class ScheduleSearcher(Searcher):
             schedule.is_stopping = True
         return Searcher.FINISHED if schedule.is_stopping or schedule.is_stuck else None
 
+    def _put_held_back(self) -> None:
+        """Take back a trial that waits for a place."""
+        if self.held is not None:
+            self.schedule.put_back(self.held.trial_id)
+            self.held = None
+
+    def _set_apart(self, config: TrialConfig, *, of_host: bool) -> bool:
+        """Run a trial beside no other on its GPU or, `of_host` or on CPUs, beside no other at all; return whether that is new."""
+        alone = self.packing.host_alone if of_host or not self.options.gpus else self.packing.alone
+        is_new = config.trial_id not in alone
+        alone.add(config.trial_id)
+        return is_new
+
+    def _needs(self, config: TrialConfig) -> float:
+        """Return the GPUs, or the CPUs, that Ray reserves for a trial."""
+        return self.packing.share(config.network, config.trial_id) if self.options.gpus else float(self.options.threads_per_trial)
+
     def _share(self, config: TrialConfig) -> float:
-        """Return the GPUs, or the CPUs, that a trial reserves."""
-        if self.options.gpus:
-            return self.packing.share(config.network, config.trial_id)
-        is_alone = config.trial_id in self.packing.alone and self.options.address is None
-        return self._capacity() if is_alone else float(self.options.threads_per_trial)
+        """Return how much of the capacity a trial takes: what it needs or, if no other may run beside it, all."""
+        return max(self._needs(config), self._capacity() if config.trial_id in self.packing.host_alone else 0.0)
 
     def _capacity(self) -> float:
         """Return the GPUs (CPUs) that may be reserved now; in a cluster one GPU beyond those present, so that an autoscaler sees a need."""
@@ -416,12 +432,13 @@ class ScheduleSearcher(Searcher):
             record = self._record(config, "pruned", "")
             if self.options.keep_checkpoints != "all":
                 shutil.rmtree(schedule.store.checkpoint_dir(own_id), ignore_errors=True)
-        if record is None and outcome == "out_of_memory":
-            if own_id not in self.packing.alone:
-                self.packing.alone.add(own_id)
-                share = self.packing.loosen(config.network)
+        if record is None and outcome in ("out_of_memory", "out_of_host_memory"):
+            of_host = outcome == "out_of_host_memory"
+            if self._set_apart(config, of_host=of_host):
                 schedule.put_back(own_id)
-                from_now_on = f", {config.network} gets {share:.2g} GPU each from now on" if self.options.gpus else ""
+                from_now_on = ""
+                if self.options.gpus and not of_host:
+                    from_now_on = f", {config.network} gets {self.packing.loosen(config.network):.2g} GPU each from now on"
                 self.say(f"no memory {describe(config)}; again alone{from_now_on}")
                 return
             record = self._failure(config, "out_of_memory")
@@ -452,15 +469,19 @@ class ScheduleSearcher(Searcher):
             self.say(sentence)
 
     def take_lack_of_host_memory(self, reason: str) -> None:
-        """Tell the schedule that Ray killed workers since their node ran low on memory: it doesn't say whose, so all that ran are tried
-        again, alone."""
+        """Tell the schedule that Ray killed workers since their node ran low on memory: it doesn't say whose, so all that Ray had are tried
+        again, each while no other runs, and their networks share GPUs less."""
         from hsakd.training.trial import TrialOutOfMemory
 
         self.say(reason.removeprefix("Caught unexpected exception: "))
-        for own_id in list(self.schedule.running):
+        self._put_held_back()
+        before = set(self.packing.host_alone)
+        for own_id in list(self.trial_ids.values()):
             attempt = 1 + len(read_errors(self.schedule.store, own_id))
             note_error(self.schedule.store, own_id, attempt, TrialOutOfMemory(reason))
-            self._take_end(own_id, {"outcome": "out_of_memory"}, is_error=False)
+            self._take_end(own_id, {"outcome": "out_of_host_memory"}, is_error=False)
+        for network in {self.schedule.configs[own_id].network for own_id in self.packing.host_alone - before}:
+            self.packing.loosen(network)
 
     def _visible_record(self, config: TrialConfig, *, is_certain: bool) -> TrialRecord | None:
         """Return the record that the worker wrote; one that certainly was written may take a while to be seen here."""

@@ -14,6 +14,8 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CP
 class Packing:
     """`1 / trials_per_gpu` of a GPU for every network but those of `fractions`; `alone` are trials that get a whole one.
 
+    `host_alone` are trials beside which no other runs at all, since a machine's memory did not suffice.
+
     With `ranks_per_trial` above 1 every trial gets that many whole GPUs.
     """
 
@@ -21,6 +23,7 @@ class Packing:
     ranks_per_trial: int = 1
     fractions: dict[str, float] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
+    host_alone: set[str] = field(default_factory=set)
 
     def share(self, network: str, trial_id: str = "") -> float:
         """Return the part of a GPU that a trial of `network` reserves."""

@@ -14,6 +14,7 @@ import pytest
 
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps import packing
+from sweeps.attempts import read_errors
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.engine import (
@@ -84,14 +85,20 @@ def test_a_node_with_another_version_or_folder_is_not_fit(tmp_path: Path) -> Non
 
 
 def searcher_of(
-    out: Path, *, methods: tuple[str, ...] = ("Student",), gpus: int = 2, present: float = 1, **changes: object
+    out: Path,
+    *,
+    methods: tuple[str, ...] = ("Student",),
+    seeds: int = 2,
+    gpus: int = 2,
+    present: float = 1,
+    **changes: object,
 ) -> ScheduleSearcher:
-    """Ray's view of a small sweep, without Ray: `present` GPUs are there."""
+    """Ray's view of a small sweep, without Ray: `present` GPUs and CPUs are there."""
     store = ResultStore(out)
-    sweep = SweepOptions(out=out, preset="digits", pairs=("resnet14-resnet8_half",), methods=methods, trials=2, epochs=3)
+    sweep = SweepOptions(out=out, preset="digits", pairs=("resnet14-resnet8_half",), methods=methods, trials=2, epochs=3, seeds=seeds)
     options = EngineOptions(out=out, gpus=gpus, **changes)  # type: ignore[arg-type]
     nodes = Nodes(options, print)
-    nodes.fit = {"node": {"GPU": present}}
+    nodes.fit = {"node": {"GPU": present, "CPU": present}}
     return ScheduleSearcher(Schedule(sweep, store, lambda config: store.finished(config.trial_id)), options, nodes, print)
 
 
@@ -106,6 +113,36 @@ def test_a_trial_that_waits_for_a_place_is_not_started_when_its_time_has_passed(
     assert searcher.suggest("c") in (None, Searcher.FINISHED)
     assert held.trial_id not in searcher.schedule.running
     assert searcher.held is None
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_trials_that_ran_when_a_machines_memory_ended_are_tried_again_one_at_a_time(tmp_path: Path, gpus: int) -> None:
+    def fresh() -> ScheduleSearcher:
+        return searcher_of(tmp_path, gpus=gpus, present=2, seeds=9, packing=Packing(trials_per_gpu=4))
+
+    searcher, ran = fresh(), list[str]()
+    while searcher.suggest(f"t{len(ran)}") is not None:
+        ran.append(searcher.trial_ids[f"t{len(ran)}"])
+    waited = searcher.held
+    assert waited is not None
+    assert len(ran) == (8 if gpus else 2)
+    searcher.take_lack_of_host_memory("Task was killed due to the node running low on memory.")
+    store, schedule, packing = searcher.schedule.store, searcher.schedule, searcher.packing
+    assert not schedule.running
+    assert packing.host_alone == set(ran)
+    assert [len(read_errors(store, trial_id)) for trial_id in (ran[0], waited.trial_id)] == [1, 0]
+    assert packing.fractions == {"resnet8_half": 1 / 3}
+    again = ScheduleSearcher(schedule, searcher.options, searcher.nodes, print)  # the same command's next Ray
+    unit = again.suggest("alone")
+    assert again.trial_ids["alone"] in ran
+    assert unit["resources"] == ({"CPU": 1, "GPU": 1 / 3} if gpus else {"CPU": 1})
+    again.nodes.fit["late"] = {"GPU": 2.0, "CPU": 2.0}
+    assert again.suggest("beside") is None  # not on another GPU, nor on another node
+    again.take_lack_of_host_memory("Task was killed due to the node running low on memory.")
+    records = [store.read_trial(trial_id) for trial_id in store.trial_ids()]
+    assert [(record.status, record.attempts) for record in records if record is not None] == [("out_of_memory", 2)]
+    assert packing.fractions == fresh().packing.fractions == {"resnet8_half": 1 / 3}
+    assert fresh().packing.host_alone == set(ran)  # the next command's
 
 
 def test_a_stop_file_that_somebody_else_put_there_ends_the_sweep_as_a_signal_does(tmp_path: Path) -> None:

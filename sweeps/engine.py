@@ -422,6 +422,8 @@ class ScheduleSearcher(Searcher):
         except OSError as failure:
             self.schedule.put_back(own_id)
             self._stop_for_storage(failure)
+        for what in (self.epochs, self.begun):  # of ten thousand trials they would be gigabytes
+            what.pop(own_id, None)
 
     def _take_end(self, own_id: str, result: dict[str, Any], *, is_error: bool) -> None:
         """Tell the schedule how an attempt ended; the record on disk says more than Ray."""

@@ -207,6 +207,8 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
     assert record.config.teacher is not None
     assert record.teacher_weights_sha256 == f"digest of {record.config.teacher.trial_id}"
     assert [epoch.top1_val for epoch in store.read_epochs(own_id)] == [10.0, 11.0]
+    assert not second.epochs  # of trials that have ended nothing is kept
+    assert not second.begun
     assert differences(store) == []
 
 

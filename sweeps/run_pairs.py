@@ -241,13 +241,16 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     if schedule.is_complete:
         print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0
-    print(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; go on with: {same_command()}")
-    for trial_id in sorted(schedule.failed):
+    diverged = {trial_id for trial_id, record in schedule.done.items() if record.status == "diverged"}
+    is_curable = schedule.is_stopping or schedule.failed or not schedule.is_stuck
+    advice = f"go on with: {same_command()}" if is_curable else "they need a trial that diverged, as it would again with these options"
+    print(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; {advice}")
+    for trial_id in sorted(schedule.failed | diverged):
         record = schedule.done.get(trial_id)
         reason = record.error.splitlines()[0] if record is not None and record.error else "stopped"
-        print(
-            f"failed: {trial_id} ({schedule.configs[trial_id].network}): {reason}; see {options.out}/errors/{trial_id}.txt", file=sys.stderr
-        )
+        name = f"{'diverged' if trial_id in diverged else 'failed'}: {trial_id} ({schedule.configs[trial_id].network})"
+        more = "" if trial_id in diverged else f"; see {options.out}/errors/{trial_id}.txt"
+        print(f"{name}: {reason}{more}", file=sys.stderr)
     return INTERRUPTED if schedule.is_stopping else 1
 
 

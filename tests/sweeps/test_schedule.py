@@ -1,5 +1,6 @@
 """The schedule without Ray: order, readiness, searches, confirmations and the winner."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -9,6 +10,7 @@ from hsakd.config import TrialConfig
 from hsakd.network_table import network_table
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
+from sweeps.run_pairs import conclude
 from sweeps.schedule import Schedule
 from sweeps.search import placements, repair_journal
 from sweeps.worklist import PAPER_SETTING, known_work
@@ -134,6 +136,24 @@ def test_a_failed_teacher_leaves_its_students_waiting_and_the_sweep_incomplete(t
     assert schedule.is_stuck
     assert not schedule.is_complete
     assert schedule.num_waiting == 2
+
+
+def test_a_diverged_teacher_is_named_and_nothing_is_advised_that_cannot_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = fresh(tmp_path, methods=("Student", "HSAKD*"), pairs=("resnet14-resnet8_half",))
+    asked = [config for config in (schedule.next_trial() for _ in range(3)) if config is not None]
+    [teacher] = [config for config in asked if config.role == "teacher"]
+    schedule.complete(teacher.trial_id, replace(record_of(teacher, "diverged"), error="loss is not finite at step 12"))
+    others = [config.trial_id for config in asked if config != teacher]
+    schedule.put_back(others[0])
+    assert conclude(schedule.options, schedule) == 1
+    assert "go on with: python" in capsys.readouterr().out  # a student is left
+    for trial_id in others:
+        schedule.complete(trial_id, record_of(schedule.configs[trial_id]))
+    assert conclude(schedule.options, schedule) == 1
+    output, errors = capsys.readouterr()
+    assert "not complete: 2 complete, 1 diverged, 2 waiting; they need a trial that diverged" in output
+    assert "go on with" not in output
+    assert errors == f"diverged: {teacher.trial_id} (resnet14): loss is not finite at step 12\n"
 
 
 def test_failed_and_diverged_trials_are_fail_in_the_study_and_pruned_ones_pruned(tmp_path: Path) -> None:

@@ -486,9 +486,18 @@ class ScheduleSearcher(Searcher):
             self.packing.loosen(network)
 
     def _visible_record(self, config: TrialConfig, *, is_certain: bool) -> TrialRecord | None:
-        """Return the record that the worker wrote; one that certainly was written may take a while to be seen here."""
+        """Return the record that the worker wrote; one that certainly was written may take a while to be seen here.
+
+        A trial whose weights had been given up and are wanted now has an earlier record, which is not this attempt's.
+        """
         limit = time.monotonic() + RECORD_VISIBLE_SECONDS
-        while (record := self.schedule.finished(config)) is None and is_certain and time.monotonic() < limit:
+
+        def look() -> TrialRecord | None:
+            record = self.schedule.finished(config)
+            is_earlier = record is not None and record.status == "complete" and not record.has_weights and self._kept(config) != "none"
+            return None if is_earlier else record
+
+        while (record := look()) is None and is_certain and time.monotonic() < limit:
             list((self.schedule.store.root / "trials").iterdir())  # asks a network file system for the folder anew
             time.sleep(0.2)
         return record

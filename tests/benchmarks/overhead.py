@@ -63,7 +63,9 @@ def measure(num_trials: int, num_reports: int, *, reuses_workers: bool) -> dict[
             if len(ends) in (num_trials // 2, num_trials):
                 sizes.append(folder_bytes(Path(cluster.head_node.get_session_dir_path()), *out.glob(".tune-*")))
 
-        engine = EngineOptions(out=out, address=cluster.address, run="noop_trials:run", reuses_workers=reuses_workers)
+        engine = EngineOptions(
+            out=out, address=cluster.address, run="noop_trials:run", reuses_workers=reuses_workers, keep_checkpoints="teachers"
+        )
         before = resource.getrusage(resource.RUSAGE_SELF)
         run_schedule(schedule, engine, note)
         after = resource.getrusage(resource.RUSAGE_SELF)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps import packing
 from sweeps.attempts import read_errors
@@ -102,6 +103,13 @@ def searcher_of(
     return ScheduleSearcher(Schedule(sweep, store, lambda config: store.finished(config.trial_id)), options, nodes, print)
 
 
+def write_complete(store: ResultStore, config: TrialConfig) -> None:
+    """Leave behind what a worker leaves, on paper."""
+    store.weights_path(config.trial_id).parent.mkdir(parents=True, exist_ok=True)
+    store.weights_path(config.trial_id).touch()
+    store.write_trial(TrialRecord.of(config, status="complete", epochs_done=3, weights_sha256=f"digest of {config.trial_id}"), [])
+
+
 def test_a_trial_that_waits_for_a_place_is_not_started_when_its_time_has_passed(tmp_path: Path) -> None:
     searcher = searcher_of(tmp_path, time_limit_seconds=1000.0)
     assert searcher.suggest("a") is not None
@@ -154,6 +162,21 @@ def test_a_stop_file_that_somebody_else_put_there_ends_the_sweep_as_a_signal_doe
     assert not searcher.schedule.running
 
 
+def test_the_earlier_record_of_a_trial_whose_weights_are_wanted_now_is_not_taken_for_its_end(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path, methods=("HSAKD*",))
+    store, schedule = searcher.schedule.store, searcher.schedule
+    assert searcher.suggest("a") is not None
+    teacher = schedule.configs[searcher.trial_ids["a"]]
+    store.write_trial(TrialRecord.of(teacher, status="complete", has_weights=False), [])
+    searcher.on_trial_complete("a", {"outcome": "interrupted"})
+    assert teacher.trial_id not in schedule.done
+    schedule.is_stopping = False
+    assert searcher.suggest("b") is not None
+    write_complete(store, teacher)
+    searcher.on_trial_complete("b", {"outcome": "complete"})
+    assert schedule.done[teacher.trial_id].has_weights
+
+
 def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_path: Path) -> None:
     """The checkpoint's epochs are reported again, so the second driver's record has them; the study has each once."""
 
@@ -180,11 +203,7 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
             config = searcher.schedule.configs[own_id]
             if config.role == "student" and config.data.validation_fraction > 0:
                 return name
-            store = searcher.schedule.store
-            done = TrialRecord.of(
-                config, status="complete", epochs_done=3, has_weights=False, weights_sha256=f"digest of {config.trial_id}"
-            )
-            store.write_trial(done, [])
+            write_complete(searcher.schedule.store, config)
             searcher.on_trial_complete(name, {"outcome": "complete"})
         raise AssertionError("no search trial was started")
 

@@ -39,13 +39,12 @@ def detector_of(source: TrialConfig, options: DetectionOptions) -> TrialConfig:
 
 
 def detection_work(options: DetectionOptions) -> list[tuple[PlanEntry, TrialConfig]]:
-    """Return the plan lines of the detectors: one per complete student that torchvision has; rows that are not asked for stay.
+    """Return the plan lines of the detectors: one per complete student that torchvision has.
 
     Raises:
         ValueError: the folder has no plan, no complete student, or none that torchvision has.
     """
-    plan = ResultStore(options.out).read_plan()
-    complete = complete_students(options, plan)
+    complete = complete_students(options, ResultStore(options.out).read_plan())
     usable = [entry for entry in complete if entry.student in DETECTOR_BACKBONES]
     if not usable:
         names = ", ".join(sorted({entry.student for entry in complete}))
@@ -54,9 +53,7 @@ def detection_work(options: DetectionOptions) -> list[tuple[PlanEntry, TrialConf
         )
     if len(usable) < len(complete):
         print(f"{len(complete) - len(usable)} of {len(complete)} students are no ImageNet ResNet and are left out", file=sys.stderr)
-    planned = {(entry.method, entry.teacher, entry.student) for entry in usable}
-    earlier = [entry for entry in plan if entry.study == STUDY and (entry.method, entry.teacher, entry.student) not in planned]
-    lines = [(entry, TrialConfig.from_json(entry.config_json)) for entry in earlier]
+    lines = []
     for entry in usable:
         detector = detector_of(TrialConfig.from_json(entry.config_json), options)
         lines.append((replace(entry, trial_id=detector.trial_id, study=STUDY, config_json=detector.to_json()), detector))

@@ -144,11 +144,9 @@ def run_unit(unit: dict[str, Any]) -> dict[str, Any]:
     except TrialOutOfMemory as error:
         note_error(store, config.trial_id, attempt, error)
         return {"outcome": "out_of_memory"}
-    except DataMissing as error:
-        if expected is None:
-            raise
-        return {"outcome": "unfit", "node": node, "problem": str(error)}
     except Exception as error:
+        if isinstance(error, DataMissing) and expected is not None and config.data.dataset == expected.dataset:
+            return {"outcome": "unfit", "node": node, "problem": str(error)}
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             return {"outcome": "storage", "problem": error.strerror}
         note_error(store, config.trial_id, attempt, error)
@@ -187,7 +185,8 @@ class Nodes:
             token = secrets.token_hex(16)
             with replacing(options.out / TOKEN_FILE) as temporary:
                 temporary.write_text(token)
-            self.expected = Expected(out=options.out, token=token, versions=tuple(present_versions().items()))
+            dataset = "" if options.data is None else options.data.dataset
+            self.expected = Expected(out=options.out, token=token, versions=tuple(present_versions().items()), dataset=dataset)
 
     def refresh(self) -> None:
         """Look who is there; start the check of newcomers, and take in what checks have found."""

@@ -13,11 +13,15 @@ TOKEN_FILE = "driver.token"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What the driver has: versions of what trials import, and the words in the result folder's token file."""
+    """What the driver has: versions of what trials import, and the words in the result folder's token file.
+
+    `dataset` is what every node must be able to read; what else a trial needs (a probe's backbone that is trained again) may be missing.
+    """
 
     out: Path
     token: str
     versions: tuple[tuple[str, str], ...]
+    dataset: str = ""
 
     @property
     def is_shared(self) -> bool:

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, ResultStore, TrialRecord
+from sweeps import detection, transfer
 from sweeps.cli import SweepOptions, parse, parse_time, refuse
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import forecast, read_done, searched_trials, unique_trials
@@ -144,12 +145,16 @@ def nothing_left_if_refused(out: Path, *, is_new: bool) -> Iterator[None]:
 def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry]:
     """Return the lines of an earlier plan that stay beside the new `lines`: those of studies that `lines` do not plan anew.
 
-    Searches and what is outside any study belong to `run_pairs.py`, which plans them whole each time.
+    Searches and what is outside any study belong to `run_pairs.py`, which plans them whole each time, as an ablation study is for a pair.
+    Probes and detectors may be asked for one row, or one data set, at a time.
     """
 
-    def place(entry: PlanEntry) -> tuple[str, str, str]:
-        is_study = bool(entry.study) and entry.purpose not in ("search", "confirm")
-        return (entry.study, entry.teacher, entry.student) if is_study else ("", "", "")
+    def place(entry: PlanEntry) -> tuple[str, ...]:
+        if not entry.study or entry.purpose in ("search", "confirm"):
+            return ()
+        is_by_row = entry.study in (transfer.STUDY, detection.STUDY)
+        row = (entry.method, TrialConfig.from_json(entry.config_json).data.dataset) if is_by_row else ()
+        return (entry.study, entry.teacher, entry.student, *row)
 
     planned = {place(entry) for entry, _ in lines}
     return [entry for entry in plan if place(entry) not in planned]

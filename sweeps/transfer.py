@@ -25,17 +25,14 @@ def probe_of(source: TrialConfig, options: TransferOptions) -> TrialConfig:
 
 
 def transfer_work(options: TransferOptions) -> list[tuple[PlanEntry, TrialConfig]]:
-    """Return the plan lines of the probes: one per reported student of the folder that is complete; probes on other data sets stay.
+    """Return the plan lines of the probes: one per reported student of the folder that is complete.
 
     Raises:
         ValueError: the folder has no plan or no complete student, or a user's images are not squares of one size.
     """
     _check_own_images(options)
-    plan = ResultStore(options.out).read_plan()
-    complete = complete_students(options, plan)
-    earlier = [(entry, TrialConfig.from_json(entry.config_json)) for entry in plan if entry.study == STUDY]
-    lines = [(entry, config) for entry, config in earlier if config.data.dataset != options.dataset]
-    for entry in complete:
+    lines = []
+    for entry in complete_students(options, ResultStore(options.out).read_plan()):
         probe = probe_of(TrialConfig.from_json(entry.config_json), options)
         lines.append((replace(entry, trial_id=probe.trial_id, study=STUDY, config_json=probe.to_json()), probe))
     return lines

@@ -16,6 +16,7 @@ from hsakd.records import ResultStore
 from sweeps.cli import DetectionOptions
 from sweeps.cost import CostModel, cost_of, kind_of
 from sweeps.detection import DETECTION_OPTIM, detection_work, detector_of
+from sweeps.run_pairs import lines_to_keep
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,9 +66,11 @@ def test_the_work_is_one_detector_per_complete_student_and_rows_that_are_not_ask
         ("Student", "detection", STUDENT),
         ("KD", "detection", third),
     ]
-    store.write_plan([student, kd, *(entry for entry, _ in lines)])
+    plan = [student, kd, *(entry for entry, _ in lines)]
+    store.write_plan(plan)
     again = detection_work(DetectionOptions(out=runs, students=("KD",), epochs=3))
-    assert [(entry.method, config.optim.epochs) for entry, config in again] == [("Student", 12), ("KD", 3)]
+    assert [(entry.method, config.optim.epochs) for entry, config in again] == [("KD", 3)]
+    assert lines_to_keep(plan, again) == [student, kd, lines[0][0]]
 
 
 def test_missing_data_end_the_command_with_one_sentence_and_nothing_is_written(runs: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.config import TrialConfig
+from hsakd.config import DataConfig, TrialConfig
+from hsakd.data import DataMissing
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps import packing
 from sweeps.attempts import read_errors
@@ -27,6 +28,7 @@ from sweeps.engine import (
     Searcher,
     check_gpus,
     resources_of,
+    run_unit,
     temporary_folder,
 )
 from sweeps.fitness import TOKEN_FILE, Expected, node_problem, present_versions
@@ -83,6 +85,29 @@ def test_a_node_with_another_version_or_folder_is_not_fit(tmp_path: Path) -> Non
     assert problem == f"torch is {versions['torch']}; the driver has 1.0.0"
     assert "is not the driver's folder" in node_problem(Expected(out=tmp_path, token="other", versions=tuple(versions.items())))
     assert "is not the driver's folder" in node_problem(Expected(out=tmp_path / "no", token="words", versions=tuple(versions.items())))
+
+
+def test_a_node_is_unfit_without_the_data_it_was_checked_for_and_not_without_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_trial(*_: object, **__: object) -> TrialRecord:
+        raise DataMissing("not there")
+
+    monkeypatch.setattr("hsakd.training.trial.run_trial", run_trial)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: Namespace(get_node_id=lambda: "node"))
+    (tmp_path / TOKEN_FILE).write_text("words")
+    config = TrialConfig(network="resnet8_half", data=DataConfig(dataset="stl10"))
+    expected = Expected(out=tmp_path, token="words", versions=(), dataset="stl10")
+    unit = {
+        "out": str(tmp_path),
+        "expected": expected,
+        "run": EngineOptions(out=tmp_path).run,
+        "config_json": config.to_json(),
+        "context": {},
+    }
+    assert run_unit(unit) == {"outcome": "unfit", "node": "node", "problem": "not there"}
+    with pytest.raises(DataMissing):
+        run_unit({**unit, "expected": replace(expected, dataset="cifar100")})
 
 
 def searcher_of(

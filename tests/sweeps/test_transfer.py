@@ -1,0 +1,31 @@
+"""The work-list of linear probes: what is asked for, and what stays of earlier commands."""
+
+from pathlib import Path
+
+from hsakd.records import ResultStore, TrialRecord
+from sweeps.cli import SweepOptions, TransferOptions
+from sweeps.run_pairs import lines_to_keep
+from sweeps.transfer import transfer_work
+from sweeps.worklist import known_work
+
+
+def test_probes_of_other_rows_and_data_sets_stay_in_the_plan_and_are_not_trained(tmp_path: Path) -> None:
+    store, options = ResultStore(tmp_path), SweepOptions(out=tmp_path, preset="digits", methods=("KD", "HSAKD"), seeds=1)
+    sweep = known_work(options)
+    for _, config in sweep:
+        store.weights_path(config.trial_id).parent.mkdir(parents=True, exist_ok=True)
+        store.weights_path(config.trial_id).touch()
+        store.write_trial(TrialRecord.of(config, status="complete"), [])
+    plan = [entry for entry, _ in sweep]
+    commands = ({"dataset": "stl10"}, {"dataset": "tinyimagenet", "students": ("HSAKD",)}, {"dataset": "tinyimagenet", "students": ("KD",)})
+    for changes in commands:
+        store.write_plan(plan)
+        work = transfer_work(TransferOptions(out=tmp_path, **changes))  # type: ignore[arg-type]
+        assert {(entry.method, config.data.dataset) for entry, config in work} == {
+            (method, changes["dataset"]) for method in changes.get("students", ("KD", "HSAKD"))
+        }
+        plan = [*lines_to_keep(plan, work), *(entry for entry, _ in work)]
+    num_pairs = len({(entry.teacher, entry.student) for entry in plan})
+    assert len(plan) == len(sweep) + 4 * num_pairs
+    again = transfer_work(TransferOptions(out=tmp_path, dataset="stl10", students=("KD",), epochs=7))
+    assert len(lines_to_keep(plan, again)) == len(plan) - num_pairs  # the same row on the same data set is planned anew

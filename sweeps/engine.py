@@ -383,10 +383,10 @@ class ScheduleSearcher(Searcher):
 
     def _stop_for_storage(self, error: OSError) -> None:
         """End the sweep: what can't be written must not be lost."""
-        if not self.schedule.is_stopping:
-            self.say(f"--out can't be written ({error.strerror}): stopping; make room, then go on")
-        self.schedule.is_stopping = True
+        was_stopping, self.schedule.is_stopping = self.schedule.is_stopping, True
         touch_if_possible(self.options.out / STOP_FILE)
+        if not was_stopping:
+            self.say(f"--out can't be written ({error.strerror}): stopping; make room, then go on")
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Epochs come through `PruningScheduler`."""

@@ -1,7 +1,10 @@
 """What a running sweep shows: a live view on a terminal, plain lines elsewhere."""
 
+import errno
+import os
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +14,22 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.schedule import Schedule
+
+GONE = (errno.EPIPE, errno.EIO)  # what a pipe (| head) and a terminal answer when nobody reads any more
+
+
+def put(line: str, console: Console | None = None) -> None:
+    """Print a line; once its reader has gone, it and all later output lead nowhere, so that the sweep goes on and ends as it would."""
+    try:
+        if console is None:
+            print(line, flush=True)
+        else:
+            console.print(Text(line))
+    except OSError as error:
+        if error.errno in GONE:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 class SweepView:
@@ -34,15 +53,13 @@ class SweepView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.live is not None:
-            self.live.stop()
+            with suppress(OSError):
+                self.live.stop()
 
     def say(self, line: str) -> None:
         """Print a line of news with the time and the count."""
         news = f"[{time.monotonic() - self.started:6.0f} s  {len(self.schedule.done)}/{self.num_trials()}] {line}"
-        if self.live is not None:
-            self.console.print(Text(news))
-        else:
-            print(news, flush=True)
+        put(news, None if self.live is None else self.console)
 
     def num_trials(self) -> int:
         """Return the trials known or to be asked for."""

@@ -20,7 +20,7 @@ from sweeps import detection, transfer
 from sweeps.cli import SweepOptions, parse, parse_time, refuse
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import forecast, read_done, searched_trials, unique_trials
-from sweeps.live import SweepView
+from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.presets import PRESETS
 from sweeps.schedule import TUNED, Schedule, WorkLines
@@ -244,12 +244,12 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     for sentence in filter(None, map(doubt, schedule.done.values())):
         print(f"note: {sentence}", file=sys.stderr)
     if schedule.is_complete:
-        print(f"complete: {summary}; tables: python analysis/build.py {options.out}")
+        put(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0
     diverged = {trial_id for trial_id, record in schedule.done.items() if record.status == "diverged"}
     is_curable = schedule.is_stopping or schedule.failed or not schedule.is_stuck
     advice = f"go on with: {same_command()}" if is_curable else "they need a trial that diverged, as it would again with these options"
-    print(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; {advice}")
+    put(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; {advice}")
     for trial_id in sorted(schedule.failed | diverged):
         record = schedule.done.get(trial_id)
         reason = record.error.splitlines()[0] if record is not None and record.error else "stopped"

@@ -60,6 +60,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 STOP_CHECK_SECONDS = 0.5
 HEARTBEAT_SECONDS = 2.0
 NODE_CHECK_SECONDS = 300.0
+JOIN_SECONDS = 60.0
 ADDRESS_SECONDS = 20.0
 RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
 RAY_STARTS = 3
@@ -219,14 +220,31 @@ class Nodes:
                 self.fit[name] = alive[name]["Resources"]
 
     def wait_for_checks(self) -> None:
-        """Return once every node that is there has been checked; raises Unfit where none can run trials."""
-        limit = time.monotonic() + NODE_CHECK_SECONDS
+        """Return once every node that is there has been checked, in a cluster at least one; raises Unfit where none can run trials.
+
+        A cluster's nodes join one by one, some after the driver, so the first is waited for (with `requires_gpus` all of them).
+        """
+        started = time.monotonic()
         self.refresh()
-        while self.checks and time.monotonic() < limit:
+        is_said = False
+        while (self.checks and time.monotonic() < started + NODE_CHECK_SECONDS) or (
+            self._are_expected and time.monotonic() < started + JOIN_SECONDS
+        ):
+            if not self.checks and not is_said:
+                is_said = True
+                self.say(f"the cluster has {self.num_present:g} {self.kind}s yet; waiting for more, up to {JOIN_SECONDS:g} s")
             time.sleep(0.1)
             self.refresh()
         if not self.fit and self.problems:
             raise Unfit(f"no node of the cluster can run trials: {next(iter(self.problems.values()))}")
+        if not self.fit and not self.options.gpus and self.options.address is not None:
+            raise Unfit(f"--address is {self.options.address}, whose nodes have no CPU for trials; accepted: a cluster with workers")
+
+    @property
+    def _are_expected(self) -> bool:
+        """Whether nodes that a start needs are still to join."""
+        wanted = float(self.options.gpus) if self.options.requires_gpus else 1.0
+        return self.options.address is not None and not self.problems and self.num_present < wanted
 
     def avoid(self, name: str, problem: str) -> None:
         """Place no more trials on a node."""
@@ -293,6 +311,8 @@ class ScheduleSearcher(Searcher):
         try:
             if self.held is not None and (schedule.is_stopping or not self._is_welcome(self.held)):
                 self._put_held_back()
+            if self.held is not None and not self.shares:
+                self.nodes.refresh()  # Ray waits for this method while nothing runs, and calls no `Watch`
             config = self.held if self.held is not None else schedule.next_trial(self._is_welcome)
             if config is None:
                 return self._nothing_to_start()

@@ -13,6 +13,7 @@ import pytest
 
 from hsakd.records import ResultStore
 from sweeps.check_study import differences
+from sweeps.fitness import TOKEN_FILE
 
 TUNED = ("--pairs", "resnet14-resnet8_half", "--seeds", "2", "--epochs", "3", "--trials", "3")
 PLAIN = ("--pairs", "resnet14-resnet8_half", "--seeds", "3", "--epochs", "3", "--methods", "Student", "KD", "HSAKD*")
@@ -62,9 +63,10 @@ def test_a_node_of_cpus_that_joins_late_gets_work(nodes, tmp_path: Path) -> None
     hold = tmp_path / "hold"
     hold.touch()
     os.environ["STAND_IN_HOLD"] = str(hold)
-    nodes.add(gpus=0, cpus=1)
     out = tmp_path / "out"
     driver = nodes.start(out, *PLAIN, "--gpus", "0")
+    wait_until((out / TOKEN_FILE).exists)
+    nodes.add(gpus=0, cpus=1)  # the first joins after the driver, as workers of a cluster that has just been started do
     wait_until(lambda: placements(out))
     nodes.add(gpus=0, cpus=1)
     wait_until(lambda: len({place["node"] for place in placements(out)}) == 2)

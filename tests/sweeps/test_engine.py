@@ -26,6 +26,7 @@ from sweeps.engine import (
     Nodes,
     ScheduleSearcher,
     Searcher,
+    Unfit,
     check_gpus,
     resources_of,
     run_unit,
@@ -74,6 +75,47 @@ def test_a_trial_may_wait_for_a_node_whose_check_is_under_way(tmp_path: Path) ->
     nodes = Nodes(EngineOptions(out=tmp_path, gpus=2), print)
     nodes.problems, nodes.checks = {"unfit": "no torch"}, {"late": object()}
     assert nodes.avoided == ("unfit",)  # else it could go nowhere once the other nodes are lost
+
+
+class Joining(Nodes):
+    """Nodes of 2 CPUs and 2 GPUs that join one by one, each after so many looks."""
+
+    after: tuple[int, ...] = ()
+    looks = 0
+
+    def refresh(self) -> None:
+        self.looks += 1
+        self.fit = {f"node{number}": {"CPU": 2.0, "GPU": 2.0} for number, after in enumerate(self.after) if after <= self.looks}
+
+
+def test_the_first_node_of_a_cluster_is_waited_for_and_with_require_gpus_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def waited(*after: int, **changes: object) -> Joining:
+        nodes = Joining(EngineOptions(out=tmp_path, address="auto", **changes), said.append)  # type: ignore[arg-type]
+        nodes.after = after
+        nodes.wait_for_checks()
+        return nodes
+
+    assert waited(3, 5).num_present == 2
+    assert said == ["the cluster has 0 CPUs yet; waiting for more, up to 60 s"]
+    assert waited(3, 5, gpus=4).num_present == 2
+    assert waited(3, 5, gpus=4, requires_gpus=True).num_present == 4
+    monkeypatch.setattr("sweeps.engine.JOIN_SECONDS", 0.2)
+    with pytest.raises(Unfit, match="--address is auto, whose nodes have no CPU for trials; accepted"):
+        waited(1000)
+    nodes = waited(1, 1000, gpus=4, requires_gpus=True)
+    with pytest.raises(Unfit, match="--gpus is 4, but the cluster has 2"):
+        check_gpus(nodes.options, nodes, said.append)
+
+
+def test_nodes_that_join_while_nothing_runs_are_seen(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path, gpus=0, present=0)
+    nodes = Joining(searcher.options, print)
+    searcher.nodes, nodes.after = nodes, (2,)
+    assert searcher.suggest("a") is None  # Ray asks for ten minutes, and does nothing else
+    assert searcher.suggest("a") is None
+    assert searcher.suggest("a") is not None
 
 
 def test_a_node_with_another_version_or_folder_is_not_fit(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ python=${PYTHON:-python}
 ray=${RAY:-ray}
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun doesn't take it from the job, and binds a step to one core
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts[0]}
@@ -35,14 +36,15 @@ trap '[ -n "$driver" ] && kill -TERM "$driver"' USR1
 trap 'is_cancelled=yes; [ -n "$driver" ] && kill -TERM "$driver"' TERM
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" \
-    "$ray" start --block --head --port "$port" --node-ip-address "$head" --include-dashboard false &
+    "$ray" start --block --head --port "$port" --node-ip-address "$head" --num-cpus "$SLURM_CPUS_PER_TASK" --include-dashboard false &
 steps+=("$!")
 until "$ray" status --address "$address" >/dev/null 2>&1; do
     kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head did not start on $head" >&2; exit 1; }
     sleep 2
 done
 if [ "${#hosts[@]}" -gt 1 ]; then
-    srun --nodes=$((${#hosts[@]} - 1)) --ntasks=$((${#hosts[@]} - 1)) --exclude="$head" "$ray" start --block --address "$address" &
+    srun --nodes=$((${#hosts[@]} - 1)) --ntasks=$((${#hosts[@]} - 1)) --exclude="$head" \
+        "$ray" start --block --address "$address" --num-cpus "$SLURM_CPUS_PER_TASK" &
     steps+=("$!")
 fi
 

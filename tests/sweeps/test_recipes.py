@@ -107,16 +107,19 @@ def test_a_slurm_job_that_is_signalled_checkpoints_and_is_requeued(tmp_path: Pat
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "scontrol").write_text('#!/bin/sh\nif [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi\n')
-    (tools / "srun").write_text('#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nexec "$@" --num-cpus 2\n')
+    srun = 'while [ "${1#--}" != "$1" ]; do shift; done\necho "cores ${SRUN_CPUS_PER_TASK:-1}: $*" >> "$STEPS"\nexec "$@"\n'
+    (tools / "srun").write_text(f"#!/bin/sh\n{srun}")
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    out, requeued = tmp_path / "out", tmp_path / "requeued"
+    out, requeued, steps = tmp_path / "out", tmp_path / "requeued", tmp_path / "steps"
     values = environment(
         PATH=f"{tools}:{os.environ['PATH']}",
         SLURM_JOB_ID=str(os.getpid()),
         SLURM_JOB_NODELIST="node",
         SLURM_SUBMIT_DIR=str(ROOT),
+        SLURM_CPUS_PER_TASK="2",
         REQUEUED=str(requeued),
+        STEPS=str(steps),
         HSAKD_TEST_EPOCH_SECONDS="1",
     )
     line = [str(RECIPES / "slurm.sh"), *SMALL, "--gpus", "0", "--out", str(out)]
@@ -130,6 +133,7 @@ def test_a_slurm_job_that_is_signalled_checkpoints_and_is_requeued(tmp_path: Pat
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 130, output
     assert requeued.read_text() == f"requeue {os.getpid()}\n"
+    assert re.fullmatch(r"cores 2: \S*ray start .* --num-cpus 2 .*\n", steps.read_text())
     again = subprocess.run(line, env={**values, "HSAKD_TEST_EPOCH_SECONDS": "0"}, capture_output=True, text=True, timeout=400, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert requeued.read_text().count("requeue") == 1

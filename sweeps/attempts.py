@@ -1,4 +1,4 @@
-"""What is left of attempts that raised: one text file per trial in `<out>/errors/`, data for the driver's record of the trial."""
+"""What is left of attempts that failed: one text file per trial in `<out>/errors/`, data for the driver's record of the trial."""
 
 import traceback
 
@@ -7,7 +7,10 @@ from hsakd.records import ResultStore
 ATTEMPT_MARK = "=== attempt"
 OUT_OF_MEMORY = "TrialOutOfMemory"
 LOW_MEMORY = "running low on memory"  # how Ray says that its memory monitor killed workers; Tune then raises a RuntimeError
-NO_WORD = "the worker process died without a word (killed, or its node was lost)"
+
+
+class WorkerDied(RuntimeError):
+    """A trial's process ended without a word: it was killed, or its node was lost."""
 
 
 def note_error(store: ResultStore, trial_id: str, attempt: int, error: BaseException) -> None:
@@ -23,7 +26,7 @@ def note_error(store: ResultStore, trial_id: str, attempt: int, error: BaseExcep
 
 
 def read_errors(store: ResultStore, trial_id: str) -> list[str]:
-    """Return the attempts that raised, oldest first, each "N: Name: text" and its traceback."""
+    """Return the attempts that failed, oldest first, each "N: Name: text" and its traceback."""
     path = store.errors_path(trial_id)
     try:
         text = path.read_text(errors="replace") if path.exists() else ""

@@ -18,7 +18,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ from typing import Any
 
 from hsakd.config import DataConfig, TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord, predictions_columns, replacing
-from sweeps.attempts import LOW_MEMORY, NO_WORD, note_error, ran_out_of_host_memory, ran_out_of_memory, read_errors
+from sweeps.attempts import LOW_MEMORY, WorkerDied, note_error, ran_out_of_host_memory, ran_out_of_memory, read_errors
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import Packing, num_cores
 from sweeps.schedule import Schedule
@@ -290,7 +289,7 @@ class ScheduleSearcher(Searcher):
         self.shares: dict[str, float] = {}
         self.begun: dict[str, float] = {}
         self.epochs: dict[str, list[EpochMetrics]] = {}
-        self.crashes: Counter[str] = Counter()
+        self.failures: dict[str, int] = {}  # failed attempts that the errors' file tells of
         self.pruned: set[str] = set()
         self.held: TrialConfig | None = None
         self.plan_written = 0.0
@@ -326,6 +325,7 @@ class ScheduleSearcher(Searcher):
             self.shares[config.trial_id] = share
             self.begun[config.trial_id] = time.time()
             self.epochs[config.trial_id] = []
+            self.failures[config.trial_id] = len(read_errors(schedule.store, config.trial_id))
             self._write_plan()
         except OSError as error:
             return self._stop_for_storage(error)
@@ -441,7 +441,7 @@ class ScheduleSearcher(Searcher):
         except OSError as failure:
             self.schedule.put_back(own_id)
             self._stop_for_storage(failure)
-        for what in (self.epochs, self.begun):  # of ten thousand trials they would be gigabytes
+        for what in (self.epochs, self.begun, self.failures):  # of ten thousand trials they would be gigabytes
             what.pop(own_id, None)
 
     def _take_end(self, own_id: str, result: dict[str, Any], *, is_error: bool) -> None:
@@ -475,6 +475,7 @@ class ScheduleSearcher(Searcher):
             self._stop_for_storage(OSError(0, str(result["problem"])))
             return
         if record is None and is_error:
+            self.note_crash(own_id)
             record = self._failure(config, "failed")
         if record is None:
             schedule.interrupt(own_id)
@@ -547,10 +548,18 @@ class ScheduleSearcher(Searcher):
         self.schedule.store.write_trial(record, epochs)
         return record
 
+    def note_crash(self, own_id: str) -> None:
+        """Leave a word of an attempt that failed without one, so that it counts as the others do."""
+        store = self.schedule.store
+        told = len(read_errors(store, own_id))
+        if told <= self.failures[own_id]:
+            told += 1
+            note_error(store, own_id, told, WorkerDied("the worker process died without a word (killed, or its node was lost)"))
+        self.failures[own_id] = told
+
     def _failure(self, config: TrialConfig, status: str) -> TrialRecord:
         errors = read_errors(self.schedule.store, config.trial_id)
-        attempts = max(1, len(errors), self.crashes[config.trial_id])
-        return self._record(config, status, errors[-1] if errors else NO_WORD, attempts=attempts)
+        return self._record(config, status, errors[-1] if errors else "", attempts=max(1, len(errors)))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the truth is on disk already."""
@@ -633,18 +642,12 @@ class Watch(tune.Callback):
         trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note a crash before the trial's next attempt looks for how many there were; the last one ends the trial."""
         del iteration, trials, info
-        self._note_crash(trial, "is tried again")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        del iteration, trials, info
-        self._note_crash(trial, "is given up")
-
-    def _note_crash(self, trial: Any, consequence: str) -> None:
         own_id = self.searcher.trial_ids.get(trial.trial_id)
         if own_id is not None:
-            self.searcher.crashes[own_id] += 1
-            self.searcher.say(f"crashed  {describe(self.searcher.schedule.configs[own_id])}; {consequence}")
+            self.searcher.note_crash(own_id)
+            self.searcher.say(f"crashed  {describe(self.searcher.schedule.configs[own_id])}; is tried again")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles callbacks, and nobody restores them."""

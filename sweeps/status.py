@@ -15,6 +15,7 @@ from sweeps.cli import parse, refuse
 from sweeps.cost import CostModel
 
 STATES = ("done", "running", "waiting", "failed")
+FAILURES = ("failed", "out_of_memory", "diverged")
 SHOWN_ERRORS = 5
 SILENT_SECONDS = 60.0  # a driver writes its progress every two seconds
 
@@ -71,12 +72,13 @@ def read_records(store: ResultStore) -> dict[str, TrialRecord]:
 
 
 def state_of(entry: PlanEntry, records: dict[str, TrialRecord], progress: Progress | None) -> str:
-    """Return one of `STATES`; what a dead driver left unfinished is waiting again."""
+    """Return one of `STATES`; a failed trial may run again, and what a dead driver left unfinished is waiting again."""
     record = records.get(entry.trial_id)
-    if record is not None:
-        return "failed" if record.status in ("failed", "out_of_memory", "diverged") else "done"
-    is_heard = progress is not None and progress.age_seconds < SILENT_SECONDS
-    return "running" if is_heard and progress is not None and entry.trial_id in progress.running else "waiting"
+    if record is not None and record.status not in FAILURES:
+        return "done"
+    if progress is not None and progress.age_seconds < SILENT_SECONDS and entry.trial_id in progress.running:
+        return "running"
+    return "waiting" if record is None else "failed"
 
 
 def seconds_left(plan: list[PlanEntry], records: dict[str, TrialRecord]) -> tuple[float, str] | None:
@@ -131,7 +133,7 @@ def describe(store: ResultStore) -> tuple[str, bool]:
     lines += [_spent(records), *_driver(progress)]
     if not is_complete:
         lines += _left(plan, records, progress)
-    errors = [record for record in records.values() if record.status in ("failed", "out_of_memory", "diverged")]
+    errors = [record for record in records.values() if record.status in FAILURES]
     lines += [
         f"{record.status}: {record.trial_id} {printable(record.network)}: {printable((record.error.splitlines() or ['no text'])[0])}"
         for record in sorted(errors, key=lambda record: (record.finished_at, record.trial_id))[-SHOWN_ERRORS:]

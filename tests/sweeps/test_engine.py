@@ -16,7 +16,7 @@ from hsakd.config import DataConfig, TrialConfig
 from hsakd.data import DataMissing
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps import packing
-from sweeps.attempts import read_errors
+from sweeps.attempts import note_error, read_errors
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.engine import (
@@ -218,6 +218,23 @@ def test_trials_that_ran_when_a_machines_memory_ended_are_tried_again_one_at_a_t
     assert [(record.status, record.attempts) for record in records if record is not None] == [("out_of_memory", 2)]
     assert packing.fractions == fresh().packing.fractions == {"resnet8_half": 1 / 3}
     assert fresh().packing.host_alone == set(ran)  # the next command's
+
+
+def test_attempts_that_died_without_a_word_count_as_those_that_left_one(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path)
+    assert searcher.suggest("a") is not None
+    own_id, store = searcher.trial_ids["a"], searcher.schedule.store
+    searcher.note_crash(own_id)
+    note_error(store, own_id, 2, RuntimeError("a word"))
+    searcher.note_crash(own_id)
+    assert [error.partition("\n")[0] for error in read_errors(store, own_id)] == [
+        "1: WorkerDied: the worker process died without a word (killed, or its node was lost)",
+        "2: RuntimeError: a word",
+    ]
+    searcher.on_trial_complete("a", error=True)
+    record = store.read_trial(own_id)
+    assert record is not None
+    assert (record.status, record.attempts, record.error.partition(": ")[0]) == ("failed", 3, "3")
 
 
 def test_a_stop_file_that_somebody_else_put_there_ends_the_sweep_as_a_signal_does(tmp_path: Path) -> None:

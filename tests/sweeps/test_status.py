@@ -91,6 +91,10 @@ def test_the_last_errors_are_shown_with_their_trial_ids_and_the_sweep_is_incompl
     text, is_complete = describe(ResultStore(tmp_path))
     assert not is_complete
     assert f"failed: {config.trial_id} {config.network}: 1: RuntimeError: \\x1b[2Jboom" in text
+    assert next(line for line in text.splitlines() if line.startswith("all lines")).split()[-1] != "0"
+    write_progress(tmp_path, config.trial_id)  # a later command tries it again
+    text, _ = describe(ResultStore(tmp_path))
+    assert next(line for line in text.splitlines() if line.startswith("all lines")).split()[-1] == "0"
 
 
 def test_a_finished_sweep_is_complete_and_shows_the_best_of_each_row(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from hsakd.config import DataConfig
 
 WORKER_PACKAGES = ("torch", "torchvision", "numpy", "ray", "pyarrow", "safetensors", "scikit-learn")
+OPTIONAL_PACKAGES = ("torchdistill", "timm", "pycocotools")  # compared where the driver has them
 TOKEN_FILE = "driver.token"
 
 
@@ -35,7 +36,7 @@ class Expected:
 
 def present_versions() -> dict[str, str]:
     """Return this process's versions of Python and of what trials import, build tags (+cpu, +cu126) dropped; empty where not installed."""
-    found = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in WORKER_PACKAGES}
+    found = {name: next(iter(importlib.metadata.distributions(name=name)), None) for name in (*WORKER_PACKAGES, *OPTIONAL_PACKAGES)}
     versions = {name: "" if entry is None else entry.version.partition("+")[0] for name, entry in found.items()}
     return {"python": ".".join(platform.python_version_tuple()[:2]), **versions}
 
@@ -44,7 +45,7 @@ def node_problem(expected: Expected) -> str:
     """Return in one sentence why this node can't run trials, or "" if it can."""
     present = present_versions()
     for name, version in expected.versions:
-        if present.get(name, "") != version:
+        if present.get(name, "") != version and (version or name not in OPTIONAL_PACKAGES):
             return f"{name} is {present.get(name) or 'not installed'}; the driver has {version}"
     if not expected.is_shared:
         return f"--out {expected.out} is not the driver's folder here; accepted: a folder that all nodes share"

@@ -125,6 +125,8 @@ def test_a_node_with_another_version_or_folder_is_not_fit(tmp_path: Path) -> Non
     other = {**versions, "torch": "1.0.0"}
     problem = node_problem(Expected(out=tmp_path, token="words", versions=tuple(other.items())))
     assert problem == f"torch is {versions['torch']}; the driver has 1.0.0"
+    assert "timm is " in node_problem(Expected(out=tmp_path, token="words", versions=(("timm", "0.0.1"),)))
+    assert node_problem(Expected(out=tmp_path, token="words", versions=(("timm", ""),))) == ""
     assert "is not the driver's folder" in node_problem(Expected(out=tmp_path, token="other", versions=tuple(versions.items())))
     assert "is not the driver's folder" in node_problem(Expected(out=tmp_path / "no", token="words", versions=tuple(versions.items())))
 

@@ -60,6 +60,16 @@ def with_requirements(config: TrialConfig) -> Iterator[TrialConfig]:
     yield config
 
 
+def take_imported(config: TrialConfig, runs: ResultStore, store: ResultStore) -> None:
+    """Take the weights of a foreign file that a trial reads over from the folder that it is looked up in."""
+    from sweeps.sharing import link_or_copy
+
+    if config.imported_sha256 is not None:
+        source, target = runs.imported_path(config.imported_sha256), store.imported_path(config.imported_sha256)
+        if source.exists() and not target.exists():
+            link_or_copy(source, target)
+
+
 def check_device(name: str) -> None:
     """Raise ValueError where PyTorch can't compute on the device `name`."""
     import torch
@@ -75,12 +85,13 @@ def main() -> int:
     options = parse(TrialOptions)
     from hsakd.training.trial import RunContext, TrialOutOfMemory, run_trial
 
-    store = ResultStore(options.out.resolve())
+    store, runs = ResultStore(options.out.resolve()), ResultStore((options.runs or options.out).resolve())
     context = RunContext(store=store, data_dir=options.data_dir, device=options.device, num_threads=options.threads)
     try:
-        config = find_config(options.trial, ResultStore((options.runs or options.out).resolve()))
+        config = find_config(options.trial, runs)
         check_device(options.device)
         for trial in dict.fromkeys(with_requirements(config)):
+            take_imported(trial, runs, store)
             is_finished = store.finished(trial.trial_id) is not None
             print(
                 f"{trial.trial_id}: {trial.role} {trial.network}, {'already in' if is_finished else 'trained into'} {options.out}",

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.models import create_network
+from hsakd.models.checkpoints import save_weights
 from hsakd.records import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 
@@ -34,6 +36,19 @@ def test_a_table_entry_is_reproduced_elsewhere_with_the_teacher_that_it_needs(tm
     result = command(tmp_path / "kd.json", "--out", here.root)
     assert result.stdout.count("already in") == 2
     assert "epoch" not in result.stdout.replace("test epoch", "")
+
+
+def test_a_student_of_an_imported_teacher_is_reproduced_elsewhere(tmp_path: Path) -> None:
+    there, here = ResultStore(tmp_path / "there"), tmp_path / "here"
+    sha256 = "0" * 64
+    there.imported_path(sha256).parent.mkdir(parents=True)
+    save_weights(create_network("resnet8_half", num_classes=10, taps=()), there.imported_path(sha256), layout="ours")
+    teacher = replace(BASELINE, optim=OptimConfig(epochs=0, milestones=()), imported_sha256=sha256)
+    expected = [run_trial(config, RunContext(store=there)).weights_sha256 for config in (teacher, replace(KD, teacher=teacher))]
+    result = command(replace(KD, teacher=teacher).trial_id, "--runs", there.root, "--out", here)
+    assert result.returncode == 0, result.stderr
+    records = [ResultStore(here).read_trial(config.trial_id) for config in (teacher, replace(KD, teacher=teacher))]
+    assert [record.weights_sha256 for record in records if record is not None] == expected
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:

@@ -51,7 +51,8 @@ def complete_students(options: TransferOptions, plan: Sequence[PlanEntry]) -> li
         and (not options.students or entry.method in options.students)
         and (not pairs or (entry.teacher, entry.student) in pairs)
     ]
-    complete = [entry for entry in chosen if (record := store.finished(entry.trial_id)) is not None and record.status == "complete"]
+    records = {entry.trial_id: store.peek_trial(entry.trial_id) for entry in chosen}  # the work-list is also read by --dry-run
+    complete = [e for e in chosen if (record := records[e.trial_id]) and record.status == "complete" and store.is_finished(record)]
     if not complete:
         raise ValueError(f"--out is {options.out}; accepted: a sweep's folder with finished students (of {len(chosen)} planned, 0 are)")
     if len(complete) < len(chosen):

@@ -29,3 +29,7 @@ def test_probes_of_other_rows_and_data_sets_stay_in_the_plan_and_are_not_trained
     assert len(plan) == len(sweep) + 4 * num_pairs
     again = transfer_work(TransferOptions(out=tmp_path, dataset="stl10", students=("KD",), epochs=7))
     assert len(lines_to_keep(plan, again)) == len(plan) - num_pairs  # the same row on the same data set is planned anew
+    damaged = store.trial_path(again[0][1].requirements()[0].trial_id)
+    damaged.write_bytes(b"cut")
+    assert len(transfer_work(TransferOptions(out=tmp_path, dataset="stl10"))) == 2 * num_pairs - 1
+    assert damaged.exists()  # the work-list is made for --dry-run, too, and beside a running driver

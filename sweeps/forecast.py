@@ -11,8 +11,8 @@ from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel
 from sweeps.networks import network_facts
 from sweeps.packing import Packing
-from sweeps.presets import FEATURE_TERMS, PRESETS, ROTATED_TERMS
-from sweeps.schedule import TUNED, WorkLines
+from sweeps.presets import FEATURE_TERMS, PRESETS, ROTATED_TERMS, TUNED
+from sweeps.schedule import WorkLines
 from sweeps.worklist import TrialFactory, num_search_trials, num_train_images, pairs_of, seeds_of
 
 WEIGHT_BYTES = 4
@@ -68,8 +68,9 @@ def forecast(
 ) -> Forecast:
     """Return what the trials that are not `done` take, searches counted as if all of their trainings ran to the end.
 
-    `num_slots` are GPUs, or trials at once on the CPU. Throughput that has been measured is of trials packed as they were; where none
-    has, sharing a GPU is taken to slow trials in proportion.
+    `done` are ids of trials, and names of searched trainings (`read_searched`). `num_slots` are GPUs, or trials at once on the CPU.
+    Throughput that has been measured is of trials packed as they were; where none has, sharing a GPU is taken to slow trials in
+    proportion.
     """
 
     def job(name: str, config: TrialConfig, needs: tuple[str, ...]) -> Job:
@@ -85,7 +86,7 @@ def forecast(
     ]
     searched = list(_searched(options, job)) if TUNED in options.methods else []
     everything = [*trials.values(), *(config for config, _ in searched)]
-    jobs += [item for _, item in searched]
+    jobs += [item for _, item in searched if item.name not in is_done]
     jobs = [Job(item.name, item.seconds, item.share, tuple(n for n in item.needs if n not in is_done)) for item in jobs]
     num_running = packing.most_at_once(num_slots) if options.gpus else max(1, num_slots)
     return Forecast(
@@ -210,3 +211,26 @@ def read_done(store: ResultStore, trials: dict[str, TrialConfig], cost: CostMode
     for record in records:
         cost.observe_record(record)
     return {record.trial_id for record in records}
+
+
+def read_searched(options: SweepOptions, store: ResultStore) -> set[str]:
+    """Return the names of the searched trainings (as `_searched` numbers them) that are done, by the folder's plan and its records."""
+    done: dict[tuple[str, str], set[str]] = {}
+    factory = TrialFactory(options)
+    teachers = {pair.name: factory.joint_teacher(pair.teacher, 0, for_search=True).trial_id for pair in pairs_of(options)}
+    reported = {pair.name: factory.joint_teacher(pair.teacher, 0).trial_id for pair in pairs_of(options)}
+    try:
+        plan = store.read_plan()
+    except ValueError:  # the sweep sets it aside
+        plan = []
+    for entry in plan:
+        is_winner = (entry.purpose, entry.method) == ("report", TUNED)
+        is_again = entry.purpose == "confirm" and entry.seed == 0  # the search's own trial
+        name = f"{entry.teacher}-{entry.student}"
+        if not entry.trial_id or is_again or not (is_winner or entry.purpose in ("search", "confirm")) or name not in teachers:
+            continue
+        record = store.peek_trial(entry.trial_id)
+        teacher = (reported if is_winner else teachers)[name]
+        if record is not None and store.is_finished(record) and record.teacher_trial_id == teacher:
+            done.setdefault((name, entry.purpose), set()).add(entry.trial_id)
+    return {f"{name}/{stage}/{number}" for (name, stage), ids in done.items() for number in range(len(ids))}

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig
 
-DEFAULT_METHODS = ("Student", "KD", "HSAKD", "HSAKD*", "HSAKD-tuned")
+TUNED = "HSAKD-tuned"
+DEFAULT_METHODS = ("Student", "KD", "HSAKD", "HSAKD*", TUNED)
 
 
 def beside_kd(term: str, weight: float) -> ObjectiveConfig:

@@ -19,11 +19,11 @@ from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps import detection, transfer
 from sweeps.cli import SweepOptions, parse, parse_time, refuse
 from sweeps.cost import CostModel, cost_of
-from sweeps.forecast import forecast, read_done, searched_trials, unique_trials
+from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
-from sweeps.presets import PRESETS
-from sweeps.schedule import TUNED, Schedule, WorkLines
+from sweeps.presets import PRESETS, TUNED
+from sweeps.schedule import Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
 from sweeps.worklist import known_work, num_search_trials
 
@@ -55,7 +55,8 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done)
     print(f"{len(trials)} trials known, {len(done)} done; multiply-adds left in the known ones: {left:.3g}")
     slots = options.gpus or cpu_slots(options.threads * options.ranks_per_trial)
-    result = forecast(options, trials, done, cost, packing, slots)
+    searched = read_searched(options, ResultStore(options.out)) if TUNED in options.methods else set[str]()
+    result = forecast(options, trials, done | searched, cost, packing, slots)
     unit = "GPU" if options.gpus else "CPU-slot"
     print(
         f"{result.num_trials} trainings left, searches included: {result.slot_hours:.3g} {unit}-hours, "

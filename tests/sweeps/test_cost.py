@@ -11,7 +11,7 @@ from hsakd.data.datasets import DATASETS
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
 from sweeps.cost import ASSUMED_RATES, CostModel, cost_of
-from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, unique_trials
+from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, read_searched, unique_trials
 from sweeps.packing import Packing, parse_fractions
 from sweeps.schedule import Schedule
 from sweeps.worklist import Pair, TrialFactory, known_work
@@ -133,6 +133,29 @@ def test_what_is_done_is_neither_priced_nor_counted(tmp_path: Path) -> None:
     result = forecast(options, trials, done, cost, Packing(), 1)
     assert result.num_trials == 1
     assert result.makespan_hours == pytest.approx(60 / 3600)
+
+
+def test_what_a_search_has_trained_is_not_forecast_again(tmp_path: Path) -> None:
+    options = SweepOptions(out=tmp_path, preset="digits", pairs=("resnet14-resnet8_half",), methods=("HSAKD-tuned",), trials=3, seeds=2)
+    store, cost = ResultStore(tmp_path), CostModel("cpu")
+    schedule, trials = Schedule(options, store, lambda config: store.finished(config.trial_id)), unique_trials(known_work(options))
+    left: list[int] = []
+    while True:
+        store.write_plan(schedule.plan())
+        done = read_done(store, trials, cost) | read_searched(options, store)
+        left.append(forecast(options, trials, done, cost, Packing(), 2).num_trials)
+        config = schedule.next_trial()
+        if config is None:
+            break
+        value = 90.0 if config.objective.temperature != 3.0 else 50.0  # another setting than the paper's wins
+        ended = TrialRecord.of(config, status="complete", top1_val=value, epochs_done=config.optim.epochs, total_seconds=60.0)
+        store.weights_path(config.trial_id).parent.mkdir(parents=True)
+        store.weights_path(config.trial_id).touch()
+        store.write_trial(ended, [])
+        schedule.complete(config.trial_id, ended)
+    assert left == list(range(len(left) - 1, -1, -1))
+    other = replace(options, epochs=2)
+    assert read_searched(other, store) == set()
 
 
 def test_the_view_facts_are_those_of_the_data_sets() -> None:

@@ -1,6 +1,7 @@
 """What a trial leaves behind: one Parquet row per trial, one Parquet file of epochs per trial; this module imports no torch.
 
-The worker that ran a trial writes its two files once, at the trial's end (temporary file, then rename); the driver writes failures only.
+The worker that ran a trial writes its two files once, at the trial's end (temporary file, then rename); the driver writes those of
+pruned and failed trials only.
 """
 
 import contextlib

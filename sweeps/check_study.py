@@ -5,12 +5,13 @@ from pathlib import Path
 
 import optuna
 import tyro
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from hsakd.records import ResultStore
 from sweeps.cli import parse, refuse
 from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
-from sweeps.status import read_records
+from sweeps.status import peek_epochs, read_records
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,14 +46,19 @@ def differences(store: ResultStore) -> list[str]:
                 found.append(f"{name} is {trial.state.name}, but trial {trial_id} is {record.status}")
             elif trial.state == TrialState.COMPLETE and trial.value != record.top1_val:
                 found.append(f"{name} has the value {trial.value}, but trial {trial_id} has {record.top1_val}")
-            if trial_id in seen:
+            if trial_id in seen and not all(map(is_fixed, trial.distributions.values())):
                 found.append(f"{name} repeats trial {seen[trial_id]}: both are {trial_id}")
             seen[trial_id] = trial.number
-            values = {row.epoch: row.top1_val for row in store.read_epochs(trial_id)}
+            values = {row.epoch: row.top1_val for row in peek_epochs(store, trial_id)}
             wrong = [epoch for epoch, value in trial.intermediate_values.items() if values.get(epoch) != value]
             if wrong:
                 found.append(f"{name} has other validation accuracies than trial {trial_id} at epochs {wrong}")
     return found
+
+
+def is_fixed(distribution: BaseDistribution) -> bool:
+    """Whether a parameter has one value, or few, so that a setting may well come up again."""
+    return not isinstance(distribution, FloatDistribution) or distribution.single()
 
 
 def main() -> int:

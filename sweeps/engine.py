@@ -478,7 +478,7 @@ class ScheduleSearcher(Searcher):
             self.note_crash(own_id)
             record = self._failure(config, "failed")
         if record is None:
-            schedule.interrupt(own_id)
+            schedule.put_back(own_id)
             self.say(f"stopped  {describe(config)}")
             schedule.is_stopping |= outcome == "interrupted"  # somebody else has put the stop file there
             if not schedule.is_stopping:
@@ -624,7 +624,6 @@ class Watch(tune.Callback):
         schedule.forecast_seconds = schedule.seconds_left()
         progress = {
             "host": socket.gethostname(),
-            "pid": os.getpid(),
             "running": epochs,
             "slots": at_once,
             "seconds_left": schedule.forecast_seconds,
@@ -892,5 +891,5 @@ def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experim
         for number, handler in previous.items():
             signal.signal(number, handler)
         for trial_id in list(schedule.running):
-            schedule.interrupt(trial_id)
+            schedule.put_back(trial_id)
     return True

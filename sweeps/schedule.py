@@ -11,7 +11,7 @@ from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel, cost_of
-from sweeps.presets import PRESETS
+from sweeps.presets import PRESETS, TUNED
 from sweeps.search import PairSearch, make_pruner, open_storage, repair_journal
 from sweeps.worklist import (
     PAPER_SETTING,
@@ -27,7 +27,6 @@ from sweeps.worklist import (
 IsFinished = Callable[[TrialConfig], TrialRecord | None]
 IsWelcome = Callable[[TrialConfig], bool]
 WorkLines = list[tuple[PlanEntry, TrialConfig]]
-TUNED = "HSAKD-tuned"
 SHOWN_CHANGES = 3
 SEARCH_STAGES = 3  # a search trial, a confirmation and a report follow one another
 
@@ -37,7 +36,7 @@ class Schedule:
 
     `finished` looks a trial up in the result folder. Every trial is emitted at most once; `entries` is the plan as far as it is known.
     `lines` are the work known beforehand (None: that of `options`), `kept` are other commands' lines of the same folder, which stay in
-    its plan; `cost` says how long trials take and learns from those that end. `watchers` hear of every epoch.
+    its plan; `cost` says how long trials take and learns from those that end. `watchers` hear of every epoch, and None at a trial's end.
 
     Raises:
         ValueError: the journal can't be read, or a study was begun with another space or with options that made its trials others.
@@ -78,7 +77,7 @@ class Schedule:
         self.forecast_seconds: float | None = None  # what was left at the engine's last look; for readers in other threads
         self.lines: set[tuple[str, str, str, str, int, str]] = set()
         self.kept = list(kept)
-        self.watchers: list[Callable[[TrialConfig, EpochMetrics], None]] = []
+        self.watchers: list[Callable[[TrialConfig, EpochMetrics | None], None]] = []
         self.searches: dict[str, PairSearch] = {}
         self.search_teachers: dict[str, TrialConfig] = {}
         self.student_costs: dict[str, float] = {}  # seconds
@@ -209,6 +208,7 @@ class Schedule:
     def put_back(self, trial_id: str) -> None:
         """Take back a trial that was not started after all, or that was stopped and is to go on."""
         self.running.discard(trial_id)
+        self._tell_watchers(trial_id, None)
         self._note_if_ready(trial_id)
 
     def _typical_student(self, name: str) -> TrialConfig:
@@ -291,14 +291,19 @@ class Schedule:
 
     def on_epoch(self, trial_id: str, metrics: EpochMetrics) -> bool:
         """Pass an epoch on to the study; return whether the trial should be pruned."""
+        self._tell_watchers(trial_id, metrics)
+        users = self.numbers.get(trial_id, [])
+        verdicts = [search.should_prune(number, metrics) for search, number in users]  # each study hears of it
+        return any(verdicts) and not any(search.is_protected(number) for search, number in users)
+
+    def _tell_watchers(self, trial_id: str, metrics: EpochMetrics | None) -> None:
         for watch in self.watchers:
             watch(self.configs[trial_id], metrics)
-        verdicts = [search.should_prune(number, metrics) for search, number in self.numbers.get(trial_id, [])]  # each study hears of it
-        return any(verdicts)
 
     def complete(self, trial_id: str, record: TrialRecord) -> None:
         """Take note of a trial's end, as its record in the result folder says; one that failed for a lost requirement waits for it."""
         self.running.discard(trial_id)
+        self._tell_watchers(trial_id, None)
         if record.status == "failed" and self._redo_lost_requirements(trial_id):
             return
         self.done[trial_id] = record
@@ -321,10 +326,6 @@ class Schedule:
         self.are_paths_stale |= bool(fresh)
         self.redone.update(fresh)
         return bool(fresh) or any(needed not in self.done for needed in self.needs[trial_id])
-
-    def interrupt(self, trial_id: str) -> None:
-        """Take note that a trial was stopped and is to go on later."""
-        self.put_back(trial_id)
 
     def _advance(self) -> None:
         """Move each pair from search to confirmation to its reported winner, as soon as the results are there."""

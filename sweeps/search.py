@@ -230,7 +230,11 @@ class PairSearch:
             return False
         trial = self._trial(number)
         trial.report(metrics.top1_val, metrics.epoch)
-        return not trial.user_attrs.get(PROTECTED, False) and trial.should_prune()
+        return not self.is_protected(number) and trial.should_prune()
+
+    def is_protected(self, number: int) -> bool:
+        """Return whether a trial is never pruned."""
+        return bool(self.study.get_trials(deepcopy=False)[number].user_attrs.get(PROTECTED, False))
 
     def tell(self, number: int, record: TrialRecord) -> None:
         """Close a trial as its record says; anything but complete and pruned is a failure.

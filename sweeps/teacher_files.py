@@ -10,7 +10,7 @@ from typing import Literal
 from hsakd.image_folder import scan_image_folder
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import OWN_IMAGES, SweepOptions
-from sweeps.presets import BACKBONE_METHODS, PRESETS
+from sweeps.presets import BACKBONE_METHODS, PRESETS, TUNED
 
 ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 JOINT = "_joint"  # a file's name says which regime a whole teacher was trained in: its tensors can't
@@ -202,13 +202,13 @@ def describe_files(options: SweepOptions) -> list[str]:
         places = {
             "backbone": files.backbone if set(BACKBONE_METHODS) & set(options.methods) else None,
             "frozen teacher's auxiliary classifiers": files.frozen if "HSAKD" in options.methods else None,
-            "jointly trained teacher": files.joint if {"HSAKD*", "HSAKD-tuned"} & set(options.methods) else None,
+            "jointly trained teacher": files.joint if {"HSAKD*", TUNED} & set(options.methods) else None,
         }
         needed = {
             "backbone": set(BACKBONE_METHODS),
             "frozen teacher's auxiliary classifiers": {"HSAKD"},
-            "jointly trained teacher": {"HSAKD*", "HSAKD-tuned"},
-            "search's teacher (on train minus validation)": {"HSAKD-tuned"},
+            "jointly trained teacher": {"HSAKD*", TUNED},
+            "search's teacher (on train minus validation)": {TUNED},
         }
         texts = [
             f"{place} from {file.path} ({file.format}, sha256 {file.sha256[:12]})"

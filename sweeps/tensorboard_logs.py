@@ -24,9 +24,13 @@ class TensorBoardLogs:
         for writer in self.writers.values():
             writer.close()
 
-    def add(self, config: TrialConfig, metrics: EpochMetrics) -> None:
-        """Write one epoch of a trial; its configuration goes in with the first."""
+    def add(self, config: TrialConfig, metrics: EpochMetrics | None) -> None:
+        """Write one epoch of a trial, its configuration with the first; None: no more come, so that few files are open at a time."""
         writer = self.writers.get(config.trial_id)
+        if metrics is None:
+            if writer is not None:
+                self.writers.pop(config.trial_id).close()
+            return
         if writer is None:
             teacher = "" if config.teacher is None else f"{config.teacher.network}-"
             terms = "+".join(name for name, _ in config.objective.terms)
@@ -45,5 +49,3 @@ class TensorBoardLogs:
         for name, value in numbers.items():
             writer.add_scalar(name, value, metrics.epoch)
         writer.flush()
-        if metrics.epoch + 1 >= config.optim.epochs:  # thousands of trials must not hold thousands of files open
-            self.writers.pop(config.trial_id).close()

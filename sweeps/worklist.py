@@ -16,6 +16,7 @@ from sweeps.presets import (
     ROTATED_TERMS,
     SLOW_LEARNERS,
     SLOW_LEARNING_RATE,
+    TUNED,
     with_epochs,
 )
 from sweeps.space import SearchBudget
@@ -258,7 +259,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
                 add(pair, "backbone", "Teacher", factory.teacher_backbone(pair.teacher, teacher_seed), teacher_seed=teacher_seed)
             if "HSAKD" in methods:
                 add(pair, "teacher", "Teacher", frozen, teacher_seed=teacher_seed)
-            if "HSAKD*" in methods or "HSAKD-tuned" in methods:
+            if "HSAKD*" in methods or TUNED in methods:
                 add(pair, "teacher", "Teacher*", joint, teacher_seed=teacher_seed)
             for seed in seeds_of(options):
                 rows = {
@@ -267,7 +268,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
                     "HSAKD": factory.hsakd(pair, seed, frozen),
                     "HSAKD*": factory.hsakd(pair, seed, joint),
                 }
-                if "HSAKD-tuned" in methods and "HSAKD*" not in methods:  # what was searched is reported beside what it is compared with
+                if TUNED in methods and "HSAKD*" not in methods:  # what was searched is reported beside what it is compared with
                     add(pair, "report", "HSAKD*", rows["HSAKD*"], seed=seed, teacher_seed=teacher_seed)
                 if "Student" in methods and teacher_seed == 0:
                     add(pair, "report", "Student", factory.baseline(pair.student, seed), seed=seed)
@@ -276,7 +277,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
                 for method, config in rows.items():
                     if method in methods:
                         add(pair, "report", method, config, seed=seed, teacher_seed=teacher_seed)
-        if "HSAKD-tuned" in methods:
+        if TUNED in methods:
             add(pair, "teacher", "search", factory.joint_teacher(pair.teacher, 0, for_search=True))
     return lines
 

@@ -103,6 +103,8 @@ with TensorBoardLogs(folder) as logs:
     for epoch in range(2):
         values = dict(learning_rate=0.1, loss=2.0, loss_terms=dict(task=1.5), top1_test=50.0 + epoch)
         logs.add(config, EpochMetrics(trial_id=config.trial_id, epoch=epoch, **values))
+    logs.add(config, None)
+    assert not logs.writers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 (run,) = set(path.parent for path in folder.rglob("events*"))
 read = EventAccumulator(str(run)).Reload()

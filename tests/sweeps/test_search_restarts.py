@@ -1,6 +1,7 @@
 """Studies whose driver died at a bad moment, or whose trials failed and are tried again by a later command."""
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -18,9 +19,10 @@ from sweeps.worklist import PAPER_SETTING
 PAIR = "resnet14-resnet8_half"
 
 
-def schedule_of(out: Path, trials: int = 3, *, epochs: int = 2, pairs: tuple[str, ...] = (PAIR,)) -> Schedule:
+def schedule_of(out: Path, trials: int = 3, *, epochs: int = 2, pairs: tuple[str, ...] = (PAIR,), **changes: object) -> Schedule:
     store = ResultStore(out)
-    options = SweepOptions(out=out, preset="digits", pairs=pairs, methods=("HSAKD-tuned",), trials=trials, epochs=epochs)
+    base = SweepOptions(out=out, preset="digits", pairs=pairs, methods=("HSAKD-tuned",), trials=trials, epochs=epochs)
+    options = replace(base, **changes)  # type: ignore[arg-type]
 
     def finished(config: TrialConfig) -> TrialRecord | None:
         record = store.read_trial(config.trial_id)
@@ -153,6 +155,25 @@ def test_a_lock_that_a_killed_driver_left_on_the_journal_does_not_hold_the_next_
     study = optuna.load_study(study_name=PAIR, storage=open_storage(journal))
     study.set_user_attr("written", True)
     assert not lock.is_symlink()
+
+
+def test_the_papers_setting_is_not_pruned_under_another_number_and_no_repeat_of_a_small_space_is_a_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "space.toml").write_text('temperature = 3\nkl_q = 1\nkl_p = 1\nplacement = "all"\n')
+    schedule = schedule_of(tmp_path / "out", space=tmp_path / "space.toml", pruner="median")
+    end(schedule, started(schedule))
+    while schedule.next_trial() is not None:
+        pass
+    [paper] = searched(schedule)  # what is asked for meanwhile is the trial that runs
+    assert len(schedule.numbers[paper.trial_id]) == 3
+    monkeypatch.setattr(optuna.Trial, "should_prune", lambda _: True)
+    row = EpochMetrics(trial_id=paper.trial_id, epoch=0, learning_rate=0.1, loss=1.0, loss_terms={}, top1_val=1.0)
+    assert not schedule.on_epoch(paper.trial_id, row)
+    record = TrialRecord.of(paper, status="complete", epochs_done=1, top1_val=1.0)
+    schedule.store.write_trial(record, [row])
+    schedule.complete(paper.trial_id, record)
+    assert differences(schedule.store) == []
 
 
 def test_a_study_is_not_gone_on_with_under_other_options(tmp_path: Path) -> None:

@@ -183,11 +183,14 @@ def test_the_tuned_row_never_stands_without_the_papers_setting(tmp_path: Path) -
     assert {entry.method for entry in schedule.plan() if entry.purpose == "report"} == {"HSAKD*", "HSAKD-tuned"}
 
 
-def test_watchers_hear_of_every_epoch(tmp_path: Path) -> None:
+def test_watchers_hear_of_every_epoch_and_of_the_end(tmp_path: Path) -> None:
     schedule = schedule_of(tmp_path / "out", trials=1)
-    heard: list[tuple[str, int]] = []
-    schedule.watchers.append(lambda config, metrics: heard.append((config.trial_id, metrics.epoch)))
+    heard: list[tuple[str, int | None]] = []
+    schedule.watchers.append(lambda config, metrics: heard.append((config.trial_id, None if metrics is None else metrics.epoch)))
     config = schedule.next_trial()
     assert config is not None
     schedule.on_epoch(config.trial_id, EpochMetrics(trial_id=config.trial_id, epoch=0, learning_rate=0.1, loss=1.0, loss_terms={}))
-    assert heard == [(config.trial_id, 0)]
+    schedule.put_back(config.trial_id)
+    assert schedule.next_trial() == config
+    schedule.complete(config.trial_id, record(config, "pruned"))
+    assert heard == [(config.trial_id, 0), (config.trial_id, None), (config.trial_id, None)]

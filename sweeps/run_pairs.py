@@ -165,7 +165,8 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
     """Run the sweep while this process holds the folder's lock; `started` (of the monotonic clock) is when the time limit began."""
     from hsakd.data import check_dataset  # torch is imported from here on, not for --help or --dry-run
     from hsakd.training.trial import git_commit
-    from sweeps.engine import EngineOptions, Unfit, run_schedule
+    from sweeps.engine.options import EngineOptions, Unfit
+    from sweeps.engine.run import run_schedule
     from sweeps.sharing import TeacherSource
 
     out = store.root

@@ -16,6 +16,7 @@ from sweeps.cost import CostModel
 
 STATES = ("done", "running", "waiting", "failed")
 FAILURES = ("failed", "out_of_memory", "diverged")
+PROGRESS_FILE = "progress.json"
 SHOWN_ERRORS = 5
 SILENT_SECONDS = 60.0  # a driver writes its progress every two seconds
 
@@ -50,7 +51,7 @@ class Progress:
 
 def read_progress(store: ResultStore) -> Progress | None:
     """Return the driver's latest word, or None where no driver is at work or its word can't be read."""
-    path = store.root / "progress.json"
+    path = store.root / PROGRESS_FILE
     try:
         values, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
         return Progress(

@@ -17,7 +17,8 @@ from ray.cluster_utils import Cluster
 
 from hsakd.records import PlanEntry, ResultStore
 from sweeps.cli import SweepOptions
-from sweeps.engine import EngineOptions, run_schedule
+from sweeps.engine.options import EngineOptions
+from sweeps.engine.run import run_schedule
 from sweeps.schedule import Schedule
 from sweeps.worklist import TrialFactory
 

@@ -19,19 +19,11 @@ from sweeps import packing
 from sweeps.attempts import note_error, read_errors
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
-from sweeps.engine import (
-    EPOCH_JSON,
-    LONGEST_ROOT,
-    EngineOptions,
-    Nodes,
-    ScheduleSearcher,
-    Searcher,
-    Unfit,
-    check_gpus,
-    resources_of,
-    run_unit,
-    temporary_folder,
-)
+from sweeps.engine.cluster import LONGEST_ROOT, temporary_folder
+from sweeps.engine.nodes import Nodes, check_gpus
+from sweeps.engine.options import EngineOptions, Unfit
+from sweeps.engine.searcher import ScheduleSearcher, Searcher, resources_of
+from sweeps.engine.worker import EPOCH_JSON, run_unit
 from sweeps.fitness import TOKEN_FILE, Expected, node_problem, present_versions
 from sweeps.packing import Packing
 from sweeps.schedule import Schedule
@@ -101,7 +93,7 @@ def test_the_first_node_of_a_cluster_is_waited_for_and_with_require_gpus_all(tmp
     assert said == ["the cluster has 0 CPUs yet; waiting for more, up to 60 s"]
     assert waited(3, 5, gpus=4).num_present == 2
     assert waited(3, 5, gpus=4, requires_gpus=True).num_present == 4
-    monkeypatch.setattr("sweeps.engine.JOIN_SECONDS", 0.2)
+    monkeypatch.setattr("sweeps.engine.nodes.JOIN_SECONDS", 0.2)
     with pytest.raises(Unfit, match="--address is auto, whose nodes have no CPU for trials; accepted"):
         waited(1000)
     nodes = waited(1, 1000, gpus=4, requires_gpus=True)
@@ -226,9 +218,9 @@ def test_attempts_that_died_without_a_word_count_as_those_that_left_one(tmp_path
     searcher = searcher_of(tmp_path)
     assert searcher.suggest("a") is not None
     own_id, store = searcher.trial_ids["a"], searcher.schedule.store
-    searcher.note_crash(own_id)
+    searcher.ends.note_crash(own_id)
     note_error(store, own_id, 2, RuntimeError("a word"))
-    searcher.note_crash(own_id)
+    searcher.ends.note_crash(own_id)
     assert [error.partition("\n")[0] for error in read_errors(store, own_id)] == [
         "1: WorkerDied: the worker process died without a word (killed, or its node was lost)",
         "2: RuntimeError: a word",
@@ -302,7 +294,7 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
     assert second.trial_ids[name] == own_id
     for epoch in (0, 1):
         second.on_epoch(name, row(own_id, epoch))
-    second.pruned.add(own_id)
+    second.ends.pruned.add(own_id)
     second.on_trial_complete(name, {})
     store = second.schedule.store
     record = store.read_trial(own_id)
@@ -312,8 +304,8 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
     assert record.config.teacher is not None
     assert record.teacher_weights_sha256 == f"digest of {record.config.teacher.trial_id}"
     assert [epoch.top1_val for epoch in store.read_epochs(own_id)] == [10.0, 11.0]
-    assert not second.epochs  # of trials that have ended nothing is kept
-    assert not second.begun
+    assert not second.ends.epochs  # of trials that have ended nothing is kept
+    assert not second.ends.begun
     assert differences(store) == []
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hsakd.records import ResultStore
-from sweeps.engine import Unfit, check_address
+from sweeps.engine.cluster import check_address
+from sweeps.engine.options import Unfit
 
 SMALL = ("--pairs", "resnet14-resnet8_half", "--trials", "2")
 ROOT = Path(__file__).parents[2]

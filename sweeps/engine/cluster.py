@@ -1,0 +1,99 @@
+"""A Ray of our own, or somebody's: how it is started, joined and left."""
+
+import importlib
+import logging
+import os
+import re
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from sweeps.engine.options import EngineOptions, Unfit
+from sweeps.packing import num_cores
+
+OBJECT_STORE_BYTES = 100 * 2**20
+ADDRESS_SECONDS = 20.0
+RAY_STARTS = 3
+LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/session_DATE_TIME_PID/sockets/plasma_store
+
+
+def temporary_folder() -> Path:
+    """Return a new folder that says whose it is, after deleting those of processes that were killed.
+
+    Ray's sockets lie in it and a socket's path is at most 107 characters long, so a long TMPDIR gives way to /tmp.
+    """
+    roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm")]
+    root = next((root for root in roots if len(str(root)) <= LONGEST_ROOT and os.access(root, os.W_OK)), roots[0])
+    for folder in root.glob("hsakd-*"):
+        owner = re.fullmatch(r"hsakd-(\d+)-\w+", folder.name)
+        if owner is not None and not Path(f"/proc/{owner[1]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"hsakd-{os.getpid()}-", dir=root))
+
+
+def package_folders() -> list[str]:
+    """Return our three packages, as Ray carries them to nodes where they are not installed."""
+    return [str(Path(str(importlib.import_module(name).__file__)).parent) for name in ("hsakd", "sweeps", "analysis")]
+
+
+@contextmanager
+def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
+    """Start a local Ray whose files are in `folder`, or join the one at `options.address`, our packages with us."""
+    try:
+        if options.address is not None:
+            check_address(options.address)
+            try:
+                ray.init(
+                    address=options.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"py_modules": package_folders(), "excludes": ["**/__pycache__", "**/*.parquet"]},
+                )
+            except ConnectionError as error:
+                raise Unfit(f"--address is {options.address}, but no Ray cluster was found; accepted: the head's HOST:PORT") from error
+        else:
+            start_ray(options, folder)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_ray(options: EngineOptions, folder: Path) -> None:
+    """Start a local Ray; on a machine so busy that its processes don't answer in time (Ray waits for 30 s), once more."""
+    trials_at_once = options.gpus * options.packing.most_per_gpu() or options.packing.ranks_per_trial
+    for starts_left in reversed(range(RAY_STARTS)):
+        try:
+            ray.init(
+                num_cpus=max(num_cores(), options.threads * trials_at_once),
+                include_dashboard=options.has_dashboard,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+                num_gpus=None if options.gpus else 0,
+            )
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if starts_left == 0:
+                reason = str(error).strip().partition("\n")[0]
+                raise Unfit(
+                    f"Ray could not be started in {RAY_STARTS} attempts ({reason}); accepted: a machine with time for it"
+                ) from error
+        else:
+            return
+
+
+def check_address(address: str) -> None:
+    """Refuse a HOST:PORT where nothing listens: Ray itself would try for many minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ADDRESS_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise Unfit(f"--address is {address}, where nothing answers ({error}); accepted: the HOST:PORT of a Ray cluster's head") from error

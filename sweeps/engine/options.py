@@ -1,0 +1,46 @@
+"""How trials are placed, and what refuses to place them; knows no Ray."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hsakd.config import DataConfig
+from sweeps.packing import Packing
+
+STOP_FILE = "stop"  # while it is in --out, trials checkpoint at their next step and end
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How trials are placed: `gpus` 0 runs `cpus // threads` trials at once on the CPU, else GPUs are shared as `packing` says.
+
+    `time_limit_seconds` count from `started`, of the monotonic clock.
+    `run` is the dotted name of the function that runs a trial (`hsakd.training.trial:run_trial`, or a stand-in in scheduling tests);
+    `context` are the keyword arguments of its `RunContext`; `data` is what every node of a cluster must be able to read.
+    """
+
+    out: Path
+    gpus: int = 0
+    packing: Packing = field(default_factory=Packing)
+    threads: int = 1
+    max_failures: int = 2
+    reuses_workers: bool = False
+    address: str | None = None
+    has_dashboard: bool = False
+    requires_gpus: bool = False
+    time_limit_seconds: float | None = None
+    started: float = field(default_factory=time.monotonic)
+    keep_checkpoints: str = "last"
+    data: DataConfig | None = None
+    run: str = "hsakd.training.trial:run_trial"
+    context: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def threads_per_trial(self) -> int:
+        """CPU threads of a trial's ranks together."""
+        return self.threads * self.packing.ranks_per_trial
+
+
+class Unfit(ValueError):
+    """The cluster lacks the GPUs that were asked for, or no node of it can run trials."""

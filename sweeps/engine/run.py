@@ -1,0 +1,127 @@
+"""One command's run of the schedule: Ray from its start to its end, signals, and what is tidied up."""
+
+import os
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+import ray
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter
+
+from sweeps.attempts import LOW_MEMORY
+from sweeps.engine.cluster import ray_cluster, temporary_folder
+from sweeps.engine.ends import touch_if_possible
+from sweeps.engine.nodes import Nodes, check_gpus, num_slots
+from sweeps.engine.options import STOP_FILE, EngineOptions
+from sweeps.engine.searcher import PruningScheduler, ScheduleSearcher, resources_of
+from sweeps.engine.watch import EndOfSweep, Watch
+from sweeps.engine.worker import run_unit
+from sweeps.schedule import Schedule
+from sweeps.status import PROGRESS_FILE
+
+
+def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str], None] = print) -> None:
+    """Run the schedule to its end, or until SIGINT, SIGTERM or the time limit: then trials checkpoint at their next step.
+
+    A signal while Ray starts or ends, when no trial runs, ends at once.
+
+    Raises:
+        Unfit: the cluster lacks the GPUs, or no node of it can run trials.
+    """
+    stop_path = options.out / STOP_FILE
+    stop_path.unlink(missing_ok=True)
+    schedule.store.write_plan(schedule.plan())
+    if schedule.is_complete or (schedule.is_stuck and not schedule.failed and schedule.num_waiting == 0):
+        return
+    folder = temporary_folder()
+    for stale in options.out.glob(".tune-*"):  # of a driver that was killed: this process holds the folder's lock
+        shutil.rmtree(stale, ignore_errors=True)
+    for stale in options.out.glob(".*.tmp"):
+        stale.unlink(missing_ok=True)
+    try:
+        is_over = False
+        while not is_over:
+            with ray_cluster(options, folder):
+                nodes = Nodes(options, say)
+                nodes.wait_for_checks()
+                check_gpus(options, nodes, say)
+                experiments = folder / "tune" if options.address is None else options.out / f".tune-{secrets.token_hex(4)}"
+                try:
+                    is_over = _run_tuner(schedule, options, nodes, experiments, say)
+                finally:
+                    shutil.rmtree(experiments, ignore_errors=True)
+    except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
+        schedule.is_stopping = True
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in (stop_path, options.out / PROGRESS_FILE):
+            path.unlink(missing_ok=True)
+        try:
+            schedule.store.write_plan(schedule.plan())
+        except OSError as error:
+            say(f"--out can't be written ({error.strerror})")
+            schedule.is_stopping = True
+        sys.stdout.flush()
+
+
+def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experiments: Path, say: Callable[[str], None]) -> bool:
+    """Let Ray's one Tuner work the schedule off; return False where it broke for want of host memory and a new one is to go on."""
+
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        schedule.is_stopping = True
+        touch_if_possible(options.out / STOP_FILE)
+        news = f"{signal.Signals(number).name}: trials checkpoint at their next step; a second ends at once\n"
+        with suppress(OSError):  # the reader of stdout may be gone
+            os.write(sys.stdout.fileno(), news.encode())  # not `say`: it reads the studies, whose lock the interrupted code may hold
+
+    searcher = ScheduleSearcher(schedule, options, nodes, say)
+    limiter = ConcurrencyLimiter(searcher, max_concurrent=num_slots(options, nodes))
+    watch = Watch(searcher, limiter)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(run_unit, resources_of),
+            tune_config=tune.TuneConfig(
+                search_alg=limiter,
+                scheduler=PruningScheduler(searcher),
+                num_samples=-1,
+                reuse_actors=options.reuses_workers,
+                max_concurrent_trials=None,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=str(experiments),
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
+                callbacks=[watch],
+                stop=EndOfSweep(watch),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    except KeyboardInterrupt:
+        schedule.is_stopping = True
+    except (tune.TuneError, ray.exceptions.RayError) as error:
+        say(f"Ray ended the sweep: {str(error).strip().splitlines()[-1]}")
+    except RuntimeError as error:
+        if LOW_MEMORY not in str(error):
+            raise
+        searcher.take_lack_of_host_memory(str(error).partition("\n")[0])
+        return schedule.is_stopping
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for trial_id in list(schedule.running):
+            schedule.put_back(trial_id)
+    return True

@@ -1,0 +1,109 @@
+"""What the driver does between Ray's events, and when it ends."""
+
+import json
+import socket
+import time
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import ConcurrencyLimiter
+
+from hsakd.records import replacing
+from sweeps.engine.ends import describe, touch_if_possible
+from sweeps.engine.nodes import num_slots
+from sweeps.engine.options import STOP_FILE
+from sweeps.engine.searcher import ScheduleSearcher
+from sweeps.status import PROGRESS_FILE
+
+HEARTBEAT_SECONDS = 2.0
+
+
+class Watch(tune.Callback):
+    """What happens between events, on the driver's own thread: the time limit, nodes that come and go, the progress file, crash counts."""
+
+    def __init__(self, searcher: ScheduleSearcher, limiter: ConcurrencyLimiter) -> None:
+        self.searcher, self.limiter = searcher, limiter
+        self.next_look = 0.0
+        self.num_present = searcher.nodes.num_present
+        self.is_over = False
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        del iteration, info
+        searcher = self.searcher
+        schedule = searcher.schedule
+        running = [trial.trial_id for trial in trials if trial.status == Trial.RUNNING]
+        self.is_over = schedule.is_stopping and not running
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + HEARTBEAT_SECONDS
+        left = searcher.seconds_left()
+        if left is not None and left <= 0 and not schedule.is_stopping:
+            searcher.say("the time limit is reached: trials checkpoint at their next step")
+            schedule.is_stopping = True
+            touch_if_possible(searcher.options.out / STOP_FILE)
+        searcher.nodes.refresh()
+        present = searcher.nodes.num_present
+        if present != self.num_present:
+            searcher.say(f"the cluster has {present:g} {searcher.nodes.kind}s now")
+            self.num_present = present
+            self.limiter.max_concurrent = num_slots(searcher.options, searcher.nodes)
+        self.write_progress([searcher.trial_ids[name] for name in running if name in searcher.trial_ids])
+
+    def write_progress(self, running: list[str]) -> None:
+        """Tell readers of the folder what runs now; `python sweeps/status.py` reads it."""
+        searcher = self.searcher
+        schedule = searcher.schedule
+        epochs = {trial_id: len(searcher.ends.epochs.get(trial_id, [])) for trial_id in running}
+        options, packing = searcher.options, searcher.packing
+        per_slot = packing.ranks_per_trial / packing.trials_per_gpu if options.gpus else options.threads_per_trial
+        at_once = schedule.num_slots = max(1.0, searcher.nodes.num_present / per_slot)
+        schedule.epochs_done = epochs
+        schedule.forecast_seconds = schedule.seconds_left()
+        progress = {
+            "host": socket.gethostname(),
+            "running": epochs,
+            "slots": at_once,
+            "seconds_left": schedule.forecast_seconds,
+            "basis": schedule.cost.describe(),
+        }
+        try:
+            with replacing(searcher.options.out / PROGRESS_FILE) as temporary:
+                temporary.write_text(json.dumps(progress))
+        except OSError as error:
+            searcher.ends.stop_for_storage(error)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Drop Tune's statistics of each reported number: it keeps every trial to the end, and nobody reads them."""
+        del iteration, trials, info
+        trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note a crash before the trial's next attempt looks for how many there were; the last one ends the trial."""
+        del iteration, trials, info
+        own_id = self.searcher.trial_ids.get(trial.trial_id)
+        if own_id is not None:
+            self.searcher.ends.note_crash(own_id)
+            self.searcher.say(f"crashed  {describe(self.searcher.schedule.configs[own_id])}; is tried again")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray pickles callbacks, and nobody restores them."""
+        return {}
+
+
+class EndOfSweep(tune.Stopper):
+    """Ends Ray's loop once the sweep is stopping and nothing runs: trials that still wait for a place never began."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        del trial_id, result
+        return False
+
+    def stop_all(self) -> bool:
+        return self.watch.is_over
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ class Ends:
         self.begun: dict[str, float] = {}
         self.epochs: dict[str, list[EpochMetrics]] = {}
         self.failures: dict[str, int] = {}
+        self.crashes: Counter[str] = Counter()  # failed attempts of this command's
         self.pruned: set[str] = set()
         lacking: set[str] = set()
         for trial_id, config in schedule.configs.items():
@@ -119,6 +121,10 @@ class Ends:
             return
         if record is None and is_error:
             self.note_crash(own_id)
+            if self.crashes[own_id] <= self.options.max_failures:  # Tune may give up earlier when a node is lost
+                schedule.put_back(own_id)
+                self.say(f"crashed  {describe(config)}; is tried again")
+                return
             record = self._failure(config, "failed")
         if record is None:
             schedule.put_back(own_id)
@@ -198,6 +204,7 @@ class Ends:
             told += 1
             note_error(store, own_id, told, WorkerDied("the worker process died without a word (killed, or its node was lost)"))
         self.failures[own_id] = told
+        self.crashes[own_id] += 1
 
     def _failure(self, config: TrialConfig, status: str) -> TrialRecord:
         errors = read_errors(self.schedule.store, config.trial_id)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hsakd.models.batch_norm import PART_BYTES, BatchNorm2d
+from hsakd.models.batch_norm import LEAST_VALUES, BatchNorm2d
+from hsakd.training.team import without_running_statistics
 
 
 def spread_maps(rows: int, height: int) -> Tensor:
@@ -41,7 +42,7 @@ def test_channels_last_statistics_and_gradients_are_those_of_float64(rows: int, 
 
 
 def test_the_largest_of_these_maps_are_taken_in_several_parts() -> None:
-    assert spread_maps(64, 16).nbytes > 2 * PART_BYTES
+    assert spread_maps(64, 16)[:, 0].numel() > 2 * LEAST_VALUES
 
 
 def test_evaluation_uses_the_running_statistics() -> None:
@@ -52,4 +53,13 @@ def test_evaluation_uses_the_running_statistics() -> None:
     reference = nn.BatchNorm2d(24).eval()
     reference.load_state_dict(before)
     assert torch.equal(layer.eval()(maps), reference(maps))
+    assert all(torch.equal(value, layer.state_dict()[name]) for name, value in before.items())
+
+
+def test_running_statistics_that_are_not_tracked_stay_as_they_are() -> None:
+    layer = BatchNorm2d(24)
+    before = copy.deepcopy(layer.state_dict())
+    with without_running_statistics(layer):
+        result = layer(spread_maps(4, 16))
+    assert result.mean(dim=(0, 2, 3)).abs().max() < 1e-2  # the batch's own are used
     assert all(torch.equal(value, layer.state_dict()[name]) for name, value in before.items())

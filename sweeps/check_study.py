@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from hsakd.records import ResultStore
-from sweeps.cli import parse, refuse
+from sweeps.cli import parse, refuse, run_command
 from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
 from sweeps.status import peek_epochs, read_records
 
@@ -76,4 +76,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

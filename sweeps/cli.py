@@ -2,9 +2,10 @@
 
 import io
 import math
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from sweeps.space import SearchBudget, SearchSpace, read_space
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
+BROKEN_PIPE = 128 + 13
 OWN_IMAGES = "imagefolder"
 DATASET_NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", OWN_IMAGES, "imagenet", "stl10", "tinyimagenet")
 STREAMED = "imagenet"  # the augmentation whose images stay in their files
@@ -427,3 +429,14 @@ def refuse(sentence: str) -> NoReturn:
     """End the command: bad input."""
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(USAGE_ERROR)
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """End the process with the command's status; 141, as shells say of SIGPIPE, once nobody reads what it prints (`| head`)."""
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = BROKEN_PIPE
+    raise SystemExit(status)

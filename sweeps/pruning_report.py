@@ -16,7 +16,7 @@ import tyro
 from optuna.trial import TrialState
 
 from hsakd.records import EpochMetrics, PruningRow, ResultStore, TrialRecord, write_rows
-from sweeps.cli import parse, refuse
+from sweeps.cli import parse, refuse, run_command
 from sweeps.search import PROTECTED, TRIAL_ID, make_pruner, open_storage
 from sweeps.status import peek_epochs
 
@@ -187,4 +187,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

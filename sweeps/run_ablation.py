@@ -1,7 +1,7 @@
 """`python sweeps/run_ablation.py --study loss-terms`: the ablation studies, on the same engine as the main command."""
 
 from sweeps.ablations import ablation_work
-from sweeps.cli import AblationOptions, parse
+from sweeps.cli import AblationOptions, parse, run_command
 from sweeps.run_pairs import run_work
 
 
@@ -12,4 +12,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

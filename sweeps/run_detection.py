@@ -1,6 +1,6 @@
 """`python sweeps/run_detection.py --out RUNS --data-dir VOC`: detectors on a sweep's students, on the main command's engine."""
 
-from sweeps.cli import DetectionOptions, parse
+from sweeps.cli import DetectionOptions, parse, run_command
 from sweeps.detection import detection_work
 from sweeps.run_pairs import run_work
 
@@ -11,4 +11,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

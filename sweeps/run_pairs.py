@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps import detection, transfer
-from sweeps.cli import SweepOptions, parse, parse_time, refuse
+from sweeps.cli import SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
 from sweeps.live import SweepView, put
@@ -262,4 +262,4 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

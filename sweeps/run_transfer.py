@@ -1,6 +1,6 @@
 """`python sweeps/run_transfer.py --out RUNS --dataset stl10`: linear probes of a sweep's students, on the main command's engine."""
 
-from sweeps.cli import TransferOptions, parse
+from sweeps.cli import TransferOptions, parse, run_command
 from sweeps.run_pairs import run_work
 from sweeps.transfer import transfer_work
 
@@ -11,4 +11,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

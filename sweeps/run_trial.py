@@ -9,7 +9,7 @@ import tyro
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
-from sweeps.cli import parse, refuse
+from sweeps.cli import parse, refuse, run_command
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,4 +121,4 @@ def print_result(record: TrialRecord) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_command(main)

@@ -11,7 +11,7 @@ import tyro
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord, read_rows
-from sweeps.cli import parse, refuse
+from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
 
 STATES = ("done", "running", "waiting", "failed")
@@ -194,6 +194,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        raise SystemExit(main())
+        run_command(main)
     except KeyboardInterrupt:  # the way out of --watch
         raise SystemExit(1) from None

@@ -67,6 +67,15 @@ def test_a_dry_run_prints_the_papers_plan_and_writes_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command_line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--preset", "paper", "--out", str(tmp_path / "out"), "--dry-run"]
+    ended = subprocess.run(command_line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=400)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
 @pytest.mark.parametrize("name", ["status.py", "check_study.py"])
 def test_a_folder_without_a_sweep_is_refused_by_the_readers(name: str, tmp_path: Path) -> None:
     result = command(name, str(tmp_path))

@@ -6,6 +6,7 @@ pruned and failed trials only.
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import tempfile
@@ -275,9 +276,12 @@ def write_rows(path: Path, rows: Sequence[Row], record: type[Row]) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
+PASSING = {errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+
+
 def is_passing(error: BaseException) -> bool:
-    """Whether a file couldn't be read because the system failed (a stale handle, no descriptor left), not because of what is in it."""
-    return isinstance(error, OSError) and error.errno is not None
+    """Whether a file couldn't be read because the system fails at the moment, not because of what is in it."""
+    return isinstance(error, OSError) and error.errno in PASSING
 
 
 def read_rows(path: Path, record: type[Any]) -> list[Any]:

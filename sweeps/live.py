@@ -1,12 +1,11 @@
 """What a running sweep shows: a live view on a terminal, plain lines elsewhere."""
 
-import errno
 import os
 import sys
 import time
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,21 +14,22 @@ from rich.text import Text
 
 from sweeps.schedule import Schedule
 
-GONE = (errno.EPIPE, errno.EIO)  # what a pipe (| head) and a terminal answer when nobody reads any more
 
+def put(line: str, console: Console | None = None, *, file: TextIO | None = None) -> None:
+    """Print a line (on stdout unless `file` says so); once that can't be done, it and all later output there lead nowhere.
 
-def put(line: str, console: Console | None = None) -> None:
-    """Print a line; once its reader has gone, it and all later output lead nowhere, so that the sweep goes on and ends as it would."""
+    A reader that has gone (`| head`, a lost terminal) or a log on a full disk is not the sweep's end.
+    """
+    stream = sys.stdout if file is None else file
     try:
         if console is None:
-            print(line, flush=True)
+            print(line, file=stream, flush=True)
         else:
             console.print(Text(line))
-    except OSError as error:
-        if error.errno in GONE:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class SweepView:

@@ -113,7 +113,7 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
         try:
             return run_locked(options, store, lines, started)
         except KeyboardInterrupt:
-            print(f"stopped before any trial was started; go on with: {same_command()}")
+            put(f"stopped before any trial was started; go on with: {same_command()}")
             return INTERRUPTED
 
 
@@ -187,6 +187,8 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
                 check_dataset(schedule.factory.search_data, data_dir)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
+    except OSError as error:
+        refuse(f"--out is {options.out}, of which a file can't be read at the moment ({error}); run the same command again")
     engine = EngineOptions(
         out=out,
         gpus=options.gpus,
@@ -241,14 +243,14 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
     """Say what is done and what isn't, and the command that goes on; return the exit status."""
     counts = Counter(record.status for record in schedule.done.values())
     for path in sorted((schedule.store.root / "set_aside").glob("*")):
-        print(f"set aside as unreadable, its trial is done again: {path}", file=sys.stderr)
+        put(f"set aside as unreadable, its trial is done again: {path}", file=sys.stderr)
     summary = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     for sentence in filter(None, map(doubt, schedule.done.values())):
-        print(f"note: {sentence}", file=sys.stderr)
+        put(f"note: {sentence}", file=sys.stderr)
     if schedule.is_complete:
         put(f"complete: {summary}; tables: python analysis/build.py {options.out}")
         return 0
-    diverged = {trial_id for trial_id, record in schedule.done.items() if record.status == "diverged"}
+    diverged = {trial_id for trial_id, record in schedule.done.items() if record.status == "diverged" and schedule.is_needed(trial_id)}
     is_curable = schedule.is_stopping or schedule.failed or not schedule.is_stuck
     advice = f"go on with: {same_command()}" if is_curable else "they need a trial that diverged, as it would again with these options"
     put(f"not complete: {summary or 'nothing done'}, {schedule.num_waiting} waiting; {advice}")
@@ -257,7 +259,7 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
         reason = record.error.splitlines()[0] if record is not None and record.error else "stopped"
         name = f"{'diverged' if trial_id in diverged else 'failed'}: {trial_id} ({schedule.configs[trial_id].network})"
         more = "" if trial_id in diverged else f"; see {options.out}/errors/{trial_id}.txt"
-        print(f"{name}: {reason}{more}", file=sys.stderr)
+        put(f"{name}: {reason}{more}", file=sys.stderr)
     return INTERRUPTED if schedule.is_stopping else 1
 
 

@@ -103,6 +103,8 @@ def main() -> int:
                 return 1
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
+    except BrokenPipeError:  # nobody reads what it prints
+        raise
     except (OSError, TrialOutOfMemory) as error:
         refuse(str(error))
     return 0

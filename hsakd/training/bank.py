@@ -41,7 +41,7 @@ USE_LOCK = "use.lock"
 BANK_NAME = re.compile(r"[0-9a-f]{24}")
 BRANCH_PREFIX = "joint_"
 ROOT_LOCK = "banks.lock"  # held while a bank is opened or deleted, so that neither meets the other half-way
-LAYOUT = 2  # raised when a stored bank would be read, or its numbers made, in another way
+LAYOUT = 3  # raised when a stored bank would be read, or its numbers made, in another way
 
 
 def default_bank_dir() -> Path:

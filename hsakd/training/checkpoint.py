@@ -11,7 +11,7 @@ import torch
 from hsakd.records import is_passing, replacing
 
 RESUME_FILE = "resume.pt"
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error, OverflowError)
 
 
 class CheckpointCorrupt(ValueError):

@@ -7,6 +7,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hsakd.models import HierarchicalNet
+from hsakd.models.batch_norm import BatchNorm2d
+from hsakd.models.strided_depthwise import StridedDepthwiseConv2d
 
 
 class Teacher(nn.Module):
@@ -24,11 +26,14 @@ class Teacher(nn.Module):
         return (output.logits, *output.joint_logits, *kept)
 
 
+NORMALIZATIONS, CONVOLUTIONS = (nn.BatchNorm2d, BatchNorm2d), (nn.Conv2d, StridedDepthwiseConv2d)
+
+
 class _Tracer(fx.Tracer):
-    """Takes our layers as one step each, as PyTorch does its own."""
+    """Takes our layers as one step each, as PyTorch does its own; of others' subclasses nobody knows what else they do."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.BatchNorm2d | nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
+        return type(m) in NORMALIZATIONS + CONVOLUTIONS or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_features: bool = False) -> nn.Module:
@@ -42,13 +47,13 @@ def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_fe
     folded = fx.GraphModule(wrapped, graph)
     modules: dict[str, Any] = dict(folded.named_modules())
     for node in list(graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.BatchNorm2d):
+        if node.op != "call_module" or type(modules[str(node.target)]) not in NORMALIZATIONS:
             continue
         source = node.args[0]
         if not (isinstance(source, fx.Node) and source.op == "call_module" and len(source.users) == 1):
             continue
         convolution = modules[str(source.target)]
-        if isinstance(convolution, nn.Conv2d):
+        if type(convolution) in CONVOLUTIONS:
             fused = fuse_conv_bn_eval(convolution, modules[str(node.target)])
             folded.set_submodule(str(source.target), fused)
             modules[str(source.target)] = fused

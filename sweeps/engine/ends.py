@@ -4,6 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -159,16 +160,20 @@ class Ends:
         A trial whose weights had been given up and are wanted now has an earlier record, which is not this attempt's.
         """
         limit = time.monotonic() + RECORD_VISIBLE_SECONDS
-
-        def look() -> TrialRecord | None:
-            record = self.schedule.finished(config)
-            is_earlier = record is not None and record.status == "complete" and not record.has_weights and self.kept(config) != "none"
-            return None if is_earlier else record
-
-        while (record := look()) is None and is_certain and time.monotonic() < limit:
-            list((self.schedule.store.root / "trials").iterdir())  # asks a network file system for the folder anew
+        while True:
+            try:
+                record = self.schedule.finished(config)
+            except OSError:  # the file system fails at the moment
+                if time.monotonic() >= limit:
+                    raise
+            else:
+                if record is not None and record.status == "complete" and not record.has_weights and self.kept(config) != "none":
+                    record = None
+                if record is not None or not is_certain or time.monotonic() >= limit:
+                    return record
             time.sleep(0.2)
-        return record
+            with suppress(OSError):
+                list((self.schedule.store.root / "trials").iterdir())  # asks a network file system for the folder anew
 
     def _record(self, config: TrialConfig, status: str, error: str, *, attempts: int = 1) -> TrialRecord:
         """Write the record of a trial that could not write its own."""

@@ -94,7 +94,7 @@ class Nodes:
             self.refresh()
         if not self.fit and self.problems:
             raise Unfit(f"no node of the cluster can run trials: {next(iter(self.problems.values()))}")
-        if not self.fit and not self.options.gpus and self.options.address is not None:
+        if not (self.fit or self.checks) and not self.options.gpus and self.options.address is not None:
             raise Unfit(f"--address is {self.options.address}, whose nodes have no CPU for trials; accepted: a cluster with workers")
 
     @property

@@ -1,12 +1,13 @@
 """Batch normalization in channels-last float32 against PyTorch's in float64."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hsakd.models.batch_norm import LEAST_VALUES, BatchNorm2d
+from hsakd.models.batch_norm import LEAST_VALUES, MOST_PARTS, BatchNorm2d
 from hsakd.training.team import without_running_statistics
 
 
@@ -41,8 +42,19 @@ def test_channels_last_statistics_and_gradients_are_those_of_float64(rows: int, 
         torch.testing.assert_close(ours.state_dict()[name].double(), value.double(), rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_the_largest_of_these_maps_are_taken_in_several_parts() -> None:
-    assert spread_maps(64, 16)[:, 0].numel() > 2 * LEAST_VALUES
+def test_large_maps_are_taken_in_parts_and_small_ones_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = torch.batch_norm_update_stats, []
+
+    def noting(part: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        parts.append(part)
+        return whole(part, *arguments)
+
+    monkeypatch.setattr(torch, "batch_norm_update_stats", noting)
+    for (rows, height), count in {(64, 16): MOST_PARTS, (7, 16): 7 * 16 * 16 // LEAST_VALUES + 1, (3, 4): 1}.items():
+        parts.clear()
+        BatchNorm2d(24)(spread_maps(rows, height))
+        assert abs(len(parts) - count) <= 1
+        assert sum(part[:, 0].numel() for part in parts) == rows * height * height
 
 
 def test_evaluation_uses_the_running_statistics() -> None:

@@ -51,6 +51,16 @@ def test_a_student_of_an_imported_teacher_is_reproduced_elsewhere(tmp_path: Path
     assert [record.weights_sha256 for record in records if record is not None] == expected
 
 
+def test_a_reader_that_has_gone_ends_the_command_quietly(tmp_path: Path) -> None:
+    (tmp_path / "trial.json").write_text(BASELINE.to_json())
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, str(ROOT / "sweeps" / "run_trial.py"), str(tmp_path / "trial.json"), "--out", str(tmp_path / "out")]
+    ended = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=200)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "trial.json").write_text(BASELINE.to_json())

@@ -32,6 +32,17 @@ def test_a_folded_teacher_gives_the_same_logits(name: str) -> None:
         assert (value - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("name", ["timm/mobilenetv3_small_050", "timm/regnetx_002"])
+@torch.no_grad()
+def test_a_layer_of_others_that_does_more_than_normalize_is_not_folded_away(name: str) -> None:
+    pytest.importorskip("timm")
+    network = trained_a_little(name)
+    rows = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    output = network(rows)
+    for expected, value in zip((output.logits, *output.joint_logits), fold_teacher(network, network.taps)(rows), strict=True):
+        assert (value - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
 def test_only_pre_activations_keep_their_normalization() -> None:
     def left(name: str) -> int:
         return sum(isinstance(module, nn.BatchNorm2d) for module in fold_teacher(create_network(name, num_classes=10), (1, 2, 3)).modules())

@@ -1,6 +1,5 @@
 """The cluster's nodes: who is there, who can run trials, and how many at once."""
 
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from hsakd.config import DataConfig
 from hsakd.records import replacing
 from sweeps.engine.options import EngineOptions, Unfit
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
+from sweeps.packing import num_cores
 
 NODE_CHECK_SECONDS = 300.0
 JOIN_SECONDS = 60.0
@@ -143,12 +143,13 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
     present = int(nodes.num_present)
     if present == 0:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        raise Unfit(f"--gpus is {options.gpus}, but the cluster has no GPU ({int(resources.get('CPU', 0))} CPUs); use --gpus 0")
+        cpus = num_cores() if options.address is None else int(resources.get("CPU", 0))  # a local Ray is told of more, for threads
+        raise Unfit(f"--gpus is {options.gpus}, but the cluster has no GPU ({cpus} CPUs); use --gpus 0")
     if present < options.gpus:
         if options.requires_gpus:
             raise Unfit(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
         say(f"the cluster has {present} of {options.gpus} GPUs; more are used as nodes join")
-    num_trials, cores = options.packing.most_at_once(min(present, options.gpus)), len(os.sched_getaffinity(0))
+    num_trials, cores = options.packing.most_at_once(min(present, options.gpus)), num_cores()
     if options.address is None and num_trials * options.threads_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
         say(f"{num_trials} trials of {options.threads_per_trial} CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster")
     ranks = options.packing.ranks_per_trial

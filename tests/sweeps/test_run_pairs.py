@@ -12,6 +12,7 @@ import pytest
 from hsakd.records import ResultStore
 from sweeps.engine.cluster import check_address
 from sweeps.engine.options import Unfit
+from sweeps.packing import num_cores
 
 SMALL = ("--pairs", "resnet14-resnet8_half", "--trials", "2")
 ROOT = Path(__file__).parents[2]
@@ -93,7 +94,7 @@ def test_bad_input_is_refused_with_status_2_and_writes_nothing(tmp_path: Path) -
 
 def test_gpus_are_refused_where_the_cluster_has_none(tmp_path: Path) -> None:
     sentence = refused("--out", str(tmp_path / "new"), "--preset", "digits", "--gpus", "16")
-    assert "--gpus is 16, but the cluster has no GPU" in sentence
+    assert f"--gpus is 16, but the cluster has no GPU ({num_cores()} CPUs); use --gpus 0" in sentence
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])

@@ -1,4 +1,4 @@
-"""Batch normalization whose batch statistics are exact in channels-last float32 on CPUs, too."""
+"""Batch normalization whose batch statistics keep their digits in channels-last float32 on CPUs, too."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """PyTorch's, with statistics taken in parts where PyTorch's are inexact: maps [R, C, H, W] in training, channels last, float32, CPU.
 
     There, PyTorch adds up a channel's R*H*W values one after another in float32 (in NCHW it sums in float64), which costs the losses
-    of ShuffleNets two digits. Up to 16 parts, merged in float64, give them back for a few per cent of a step.
+    of ShuffleNets two digits. Up to 16 parts, merged in float64, give most of them back for 1 to 10 % of a step.
     """
 
     def forward(self, maps: Tensor) -> Tensor:

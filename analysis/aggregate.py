@@ -20,6 +20,7 @@ from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, re
 
 T = TypeVar("T")
 READ_ATTEMPTS = 8  # compactions that may overtake one reader
+TABLES_AT_ONCE = 1000  # small files merged in one go: a table of one row takes 60 kB of memory, a row of a merged one 3
 SHOWN_IDS = 5  # of trials that a sentence is about
 SELECTIONS = {"last": "top1_last", "val": "top1_at_best_val", "best-test": "top1_best_test"}
 METHODS = ("Teacher", "Teacher*", "Student", "KD", "HSAKD", "HSAKD*", "HSAKD-tuned")
@@ -257,14 +258,18 @@ def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
         except ValueError as error:
             return str(error)
 
+    waiting: list[pa.Table] = []
     with ThreadPoolExecutor(2) as pool:
         for name, result in zip(files, pool.map(read, [file.path for file in files.values()]), strict=True):
             if isinstance(result, str):
                 notes.append(f"{folder.name}/{result}; its trial counts as missing.")
                 broken.add(name)
-            else:
-                parts.append(result)
-    return pa.concat_tables(parts).combine_chunks(), broken
+                continue
+            waiting.append(result)
+            if len(waiting) == TABLES_AT_ONCE:
+                parts.append(pa.concat_tables(waiting).combine_chunks())
+                waiting.clear()
+    return pa.concat_tables([*parts, *waiting]).combine_chunks(), broken
 
 
 def _merge_trials(table: pa.Table, notes: list[str]) -> pd.DataFrame:

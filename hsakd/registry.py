@@ -1,6 +1,8 @@
 """Named plug points: networks, loss terms, data sets and tables are looked up here and nowhere else."""
 
-from collections.abc import Callable, Iterator
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -44,3 +46,10 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def discover(package: str, path: Iterable[str]) -> None:
+    """Import every module of the package (`__main__` apart), so that what registers itself there does so by being a file."""
+    for module in pkgutil.iter_modules(list(path)):
+        if module.name != "__main__":
+            import_module(f"{package}.{module.name}")

@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import tyro
 
 from hsakd.config import DETECTION_DATASET
+from hsakd.dataset_table import DATASET_TABLE, OWN_IMAGES
 from hsakd.network_table import network_table
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
@@ -24,8 +25,7 @@ from sweeps.space import SearchBudget, SearchSpace, read_space
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
 BROKEN_PIPE = 128 + 13
-OWN_IMAGES = "imagefolder"
-DATASET_NAMES = ("cifar10", "cifar100", "digits", "fashion_mnist", OWN_IMAGES, "imagenet", "stl10", "tinyimagenet")
+DATASET_NAMES = tuple(sorted(DATASET_TABLE))
 STREAMED = "imagenet"  # the augmentation whose images stay in their files
 
 

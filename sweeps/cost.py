@@ -5,7 +5,7 @@ from math import exp, log
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
-from sweeps.presets import FEATURE_TERMS
+from hsakd.term_table import facts_of_terms
 from sweeps.worklist import num_train_images, training_multi_adds
 
 ASSUMED_RATES = {"cuda": 2e12, "cpu": 1e10}  # multiply-adds per second of one trial that has a GPU or a CPU thread to itself: a guess
@@ -15,7 +15,7 @@ REPRICE_GROWTH = 1.1  # prices are revised when there are a tenth more results t
 
 def cost_of(config: TrialConfig) -> float:
     """Return a trial's cost in multiply-adds; a student that has a bank does not ask its teacher again."""
-    reads_maps = any(name in FEATURE_TERMS for name, _ in config.objective.terms)
+    reads_maps = facts_of_terms(name for name, _ in config.objective.terms).reads_features
     is_live = config.teacher is None or reads_maps or config.numerics.teacher_predictions == "live"
     return training_multi_adds(config if is_live else replace(config, teacher=None), num_train_images(config))
 

@@ -4,14 +4,16 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hsakd.bank_size import VIEW_FACTS, ViewFacts, bank_bytes
+from hsakd.bank_size import bank_bytes
 from hsakd.config import DataConfig, TrialConfig
+from hsakd.dataset_table import DATASET_TABLE, DatasetFacts
 from hsakd.records import ResultStore
+from hsakd.term_table import facts_of_terms
 from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel
 from sweeps.networks import network_facts
 from sweeps.packing import Packing
-from sweeps.presets import FEATURE_TERMS, PRESETS, ROTATED_TERMS, TUNED
+from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import WorkLines
 from sweeps.worklist import TrialFactory, num_search_trials, num_train_images, pairs_of, seeds_of
 
@@ -180,28 +182,30 @@ def bank_needs(trials: Iterable[TrialConfig]) -> dict[tuple[str, DataConfig, int
     taps: dict[tuple[str, DataConfig, int], set[int]] = {}
     dtypes = {}
     for config in trials:
-        terms = {name for name, _ in config.objective.terms}
-        if config.teacher is None or config.numerics.teacher_predictions != "bank" or terms & set(FEATURE_TERMS):
+        reads = facts_of_terms(name for name, _ in config.objective.terms)
+        if config.teacher is None or config.numerics.teacher_predictions != "bank" or reads.reads_features:
             continue
         if view_facts(config.data) is None:
             continue
-        key = (config.teacher.trial_id, config.data, config.num_rotations if terms & set(ROTATED_TERMS) else 1)
+        key = (config.teacher.trial_id, config.data, config.num_rotations if reads.is_rotated else 1)
         own = range(1, network_facts(config.network).num_branches + 1) if config.taps is None else config.taps
-        taps.setdefault(key, set()).update(own if "kl_q" in terms else ())  # students that read other branches share a bank
+        taps.setdefault(key, set()).update(own if reads.reads_teacher_branches else ())  # students that read other branches share a bank
         dtypes[key] = (num_train_images(config), config.numerics.bank_dtype)
     sizes = {}
     for key, branches in taps.items():
         facts, (num_images, dtype) = view_facts(key[1]), dtypes[key]
         assert facts is not None
+        assert facts.num_classes is not None
         sizes[key] = bank_bytes(num_images, facts.num_views, key[2], facts.num_classes, len(branches), dtype)
     return sizes
 
 
-def view_facts(data: DataConfig) -> ViewFacts | None:
+def view_facts(data: DataConfig) -> DatasetFacts | None:
     """Return what a bank of this data depends on; None where there is none (resized crops, data sets of linear probes)."""
-    if data.folder is None:
-        return VIEW_FACTS.get(data.dataset)
-    return ViewFacts(num_classes=data.folder.num_classes, padding=data.folder.padding, has_flip=data.folder.has_flip)
+    if data.folder is not None:
+        return DatasetFacts(num_classes=data.folder.num_classes, padding=data.folder.padding, has_flip=data.folder.has_flip)
+    facts = DATASET_TABLE.get(data.dataset)
+    return facts if facts is not None and facts.num_views else None
 
 
 def read_done(store: ResultStore, trials: dict[str, TrialConfig], cost: CostModel) -> set[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig
+from hsakd.term_table import facts_of_terms
 
 TUNED = "HSAKD-tuned"
 DEFAULT_METHODS = ("Student", "KD", "HSAKD", "HSAKD*", TUNED)
@@ -31,11 +32,6 @@ COMPARATORS = {
     "ReviewKD": beside_kd("review", 1.0),
     "LSKD": ObjectiveConfig(terms=(("task", 0.1), ("kd_standardized", 9.0)), temperature=2.0),
 }
-# What the terms' registrations in hsakd.losses declare, for those who must not wait for torch; a test holds the two together.
-LIBRARY_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "pkt", "dist", "review", "kd_standardized")  # they need torchdistill
-FEATURE_TERMS = ("fitnet", "at", "ab", "vid", "rkd", "sp", "cc", "crd", "sskd_similarity", "pkt", "review")  # no bank keeps maps
-ROTATED_TERMS = ("ce_q", "kl_q", "kl_p", "sskd_classes", "sskd_similarity")
-PRETRAINING_SHARES = {"ab": 30 / 240, "sskd_similarity": 60 / 240}  # of the epochs, before the training proper
 ONLINE = "HSSAKD (online)"  # the extended version's online mutual distillation: the pair's two networks, trained together
 METHODS = (*DEFAULT_METHODS, *COMPARATORS, ONLINE)
 BACKBONE_METHODS = ("KD", "HSAKD", *COMPARATORS)  # rows whose teacher is the plain backbone, or is trained on it
@@ -55,7 +51,7 @@ SLOW_LEARNING_RATE = 0.01  # in the authors' commands
 
 def needs_library(method: str) -> bool:
     """Return whether a row needs torchdistill."""
-    return method in COMPARATORS and any(name in LIBRARY_TERMS for name, _ in COMPARATORS[method].terms)
+    return method in COMPARATORS and facts_of_terms(name for name, _ in COMPARATORS[method].terms).library != ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,9 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from hsakd.dataset_table import DATASET_TABLE, OWN_IMAGES
 from hsakd.image_folder import scan_image_folder
 from hsakd.records import ResultStore, TrialRecord
-from sweeps.cli import OWN_IMAGES, SweepOptions
+from sweeps.cli import SweepOptions
 from sweeps.presets import BACKBONE_METHODS, PRESETS, TUNED
 
 ENDINGS = (".safetensors", ".pth.tar", ".pth", ".pt", ".tar", ".ckpt", ".bin")
@@ -90,11 +91,9 @@ def teacher_files(options: SweepOptions) -> Mapping[str, TeacherFiles]:
 
 
 def _num_classes(options: SweepOptions) -> int:
-    from hsakd.data.datasets import DATASETS  # torch is imported where a file is read, not for --help or --dry-run
-
     if options.dataset == OWN_IMAGES and options.data_dir is not None:
         return len(scan_image_folder(options.data_dir.resolve()).classes)
-    num_classes = DATASETS[options.dataset or PRESETS[options.preset].data.dataset].num_classes
+    num_classes = DATASET_TABLE[options.dataset or PRESETS[options.preset].data.dataset].num_classes
     assert num_classes is not None
     return num_classes
 

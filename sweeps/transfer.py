@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hsakd.config import OptimConfig, TrialConfig
+from hsakd.dataset_table import OWN_IMAGES, stored_size
 from hsakd.image_folder import scan_image_folder
 from hsakd.records import PlanEntry, ResultStore
-from sweeps.cli import OWN_IMAGES, TransferOptions
+from sweeps.cli import TransferOptions
 from sweeps.presets import with_epochs
-from sweeps.worklist import DEFAULT_SIZES, data_of
+from sweeps.worklist import data_of
 
 STUDY = "transfer"
 PROBE_OPTIM = OptimConfig(epochs=100, learning_rate=0.1, milestones=(30, 60, 90), weight_decay=0.0)  # the authors' linear evaluation
@@ -17,7 +18,7 @@ PROBE_OPTIM = OptimConfig(epochs=100, learning_rate=0.1, milestones=(30, 60, 90)
 
 def probe_of(source: TrialConfig, options: TransferOptions) -> TrialConfig:
     """Return the probe of a trial: random resized crops of the other data set at the size that the backbone was trained at."""
-    own_size = source.data.image_size or DEFAULT_SIZES.get(source.data.dataset, 32)
+    own_size = source.data.image_size or stored_size(source.data.dataset)
     data = replace(data_of(options), image_size=options.image_size or own_size, augmentation="resized_crop")
     optim = PROBE_OPTIM if options.epochs is None else with_epochs(PROBE_OPTIM, options.epochs)
     numerics = replace(source.numerics, teacher_predictions="live")

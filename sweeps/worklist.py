@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass, replace
 
-from hsakd.config import DETECTION_DATASET, DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.dataset_table import OWN_IMAGES, num_stored_images, stored_size
 from hsakd.image_folder import PIXELS_PER_PADDING, scan_image_folder
 from hsakd.records import PlanEntry
-from sweeps.cli import OWN_IMAGES, STREAMED, SweepOptions
+from hsakd.term_table import facts_of_terms
+from sweeps.cli import STREAMED, SweepOptions
 from sweeps.networks import network_facts
 from sweeps.presets import (
     BACKBONE_METHODS,
     COMPARATORS,
     ONLINE,
     PRESETS,
-    PRETRAINING_SHARES,
-    ROTATED_TERMS,
     SLOW_LEARNERS,
     SLOW_LEARNING_RATE,
     TUNED,
@@ -28,6 +28,7 @@ HSAKD_TEMPERATURE = 3.0  # the authors' code
 KD_OBJECTIVE = ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9)), temperature=4.0)  # CRD's published KD command (Tian et al. 2020)
 IMPORTED = OptimConfig(epochs=0, milestones=())
 BACKWARD_FACTOR = 3.0  # a training row costs a forward and about two in the backward pass
+VOC_TRAIN_IMAGES = 16_551  # of VOC 07+12
 DETECTOR_AREA = 600 * 800  # pixels of the usual VOC image as detectors see it
 DETECTOR_MULTI_ADDS = 56e9  # of pyramid, proposals and box head for such an image in training, counted with PyTorch's FLOP counter
 
@@ -289,36 +290,24 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
         facts = network_facts(config.network)
         per_image = area * (facts.multi_adds / facts.image_size**2 + DETECTOR_MULTI_ADDS / DETECTOR_AREA)
         return BACKWARD_FACTOR * per_image * num_images * config.optim.epochs
-    terms = {name for name, _ in config.objective.terms}
-    rotations = config.num_rotations if terms & set(ROTATED_TERMS) else 1
+    reads = facts_of_terms(name for name, _ in config.objective.terms)
+    rotations = config.num_rotations if reads.is_rotated else 1
     fed = rotations if config.rotations is None else min(rotations, len(config.rotations))
-    per_image = fed * BACKWARD_FACTOR * _multi_adds(config, with_branches=bool(terms & {"ce_q", "kl_q"}))
+    per_image = fed * BACKWARD_FACTOR * _multi_adds(config, with_branches=reads.reads_branches)
     if config.peer is not None:
         peer = replace(config, network=config.peer, peer=None)
-        per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=bool(terms & {"ce_q", "kl_q"}))
+        per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=reads.reads_branches)
     if config.teacher is not None:
-        per_image += rotations * _multi_adds(config.teacher, with_branches="kl_q" in terms)
-    epochs = config.optim.epochs * (1 + sum(PRETRAINING_SHARES.get(name, 0.0) for name in terms))
+        per_image += rotations * _multi_adds(config.teacher, with_branches=reads.reads_teacher_branches)
+    epochs = config.optim.epochs * (1 + reads.pretraining_share)
     return per_image * num_images * epochs
-
-
-DEFAULT_SIZES = {"digits": 8, "fashion_mnist": 28, "cifar10": 32, "cifar100": 32, "stl10": 96, "tinyimagenet": 64}
-TRAIN_IMAGES = {
-    "digits": 1437,
-    "fashion_mnist": 60_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "stl10": 5000,
-    "tinyimagenet": 100_000,
-    "imagenet": 1_281_167,
-    DETECTION_DATASET: 16_551,
-}
 
 
 def num_train_images(config: TrialConfig) -> int:
     """Return the training images, as far as the configuration tells."""
     folder = config.data.folder
-    stored = TRAIN_IMAGES.get(config.data.dataset, 50_000) if folder is None else folder.num_train_images
+    usual = VOC_TRAIN_IMAGES if config.detection is not None else num_stored_images(config.data.dataset)
+    stored = usual if folder is None else folder.num_train_images
     images = config.data.train_subset or stored
     return round(images * config.data.few_shot_ratio * (1 - config.data.validation_fraction))
 
@@ -328,5 +317,5 @@ def _multi_adds(config: TrialConfig, *, with_branches: bool) -> float:
     facts = network_facts(config.network)
     taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
     counted = facts.multi_adds + (sum(facts.branch_multi_adds[tap - 1] for tap in taps) if with_branches else 0)
-    size = config.data.image_size or DEFAULT_SIZES.get(config.data.dataset, 32)
+    size = config.data.image_size or stored_size(config.data.dataset)
     return counted * (size / facts.image_size) ** 2

@@ -8,10 +8,9 @@ from analysis.aggregate import Results, records_of
 from analysis.artefact import NothingToShow, Options
 from analysis.hours import total, with_hours
 from analysis.table import Cell, Table
+from hsakd.dataset_table import stored_size
 from hsakd.network_table import network_table
-
-IMAGE_SIZES = {"digits": 8, "fashion_mnist": 28, "stl10": 96, "tinyimagenet": 64}  # pixels as stored, where it isn't CIFAR's size
-CIFAR_SIZE = 32
+from hsakd.term_table import facts_of_terms
 
 
 def build(results: Results, options: Options) -> list[Table]:
@@ -77,7 +76,7 @@ def _counted_elsewhere(every: pd.DataFrame, counted: pd.DataFrame) -> list[str]:
 
 
 def _saved(entries: pd.DataFrame) -> pd.Series:
-    """Return the teacher's multiply-adds that each trial was spared: hits x rotations x teacher (kl_q: with the distilled branches)."""
+    """Return the teacher's multiply-adds that each trial was spared: hits x rotations x teacher, with the branches that terms read."""
     columns = ["bank_hits", "teacher_network", "weights", "taps", "num_rotations", "image_size", "dataset"]
     helped = entries.loc[entries["bank_hits"].fillna(0) > 0, columns]
     saved = pd.Series([_saved_by(entry) for entry in records_of(helped)], index=helped.index, dtype=float)
@@ -88,10 +87,10 @@ def _saved_by(entry: dict[str, Any]) -> float:
     facts = network_table().get(entry["teacher_network"])
     if facts is None:
         return 0.0
-    terms = set(entry["weights"])
-    rotations = entry["num_rotations"] if terms & {"ce_q", "kl_q", "kl_p"} else 1
-    size = entry["image_size"] if pd.notna(entry["image_size"]) else IMAGE_SIZES.get(str(entry["dataset"]), CIFAR_SIZE)
+    reads = facts_of_terms(entry["weights"])
+    rotations = entry["num_rotations"] if reads.is_rotated else 1
+    size = entry["image_size"] if pd.notna(entry["image_size"]) else stored_size(str(entry["dataset"]))
     taps = entry["taps"].split("+")
     branches = [adds for tap, adds in enumerate(facts.branch_multi_adds, 1) if taps == ["all"] or f"c{tap}" in taps]
-    per_row = facts.multi_adds + (sum(branches) if "kl_q" in terms else 0)
+    per_row = facts.multi_adds + (sum(branches) if reads.reads_teacher_branches else 0)
     return float(entry["bank_hits"] * rotations * per_row * (size / facts.image_size) ** 2)

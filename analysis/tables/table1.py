@@ -13,9 +13,7 @@ from analysis.uniform import Pair, uniform
 PUBLISHED = ("table1_cifar100", "online_cifar100")  # the latter's pairs are of a network with itself
 PUBLISHED_EPOCHS = 240
 COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
-LATER = ("PKT", "DKD", "DIST", "ReviewKD", "LSKD")
 ONLINE = "HSSAKD (online)"
-ROWS = (*(row for method in METHODS for row in ((method, *COMPARATORS, *LATER) if method == "KD" else (method,))), ONLINE)
 
 
 def build(results: Results, options: Options) -> list[Table]:
@@ -25,7 +23,7 @@ def build(results: Results, options: Options) -> list[Table]:
     if not pairs:
         raise NotAsked("Table 1: the folder's plan has no reported pair.")
     found = set(entries["method"])
-    methods = [*ROWS, *sorted(found - set(ROWS))]
+    methods = rows_of(found)
     theirs = {pair: published(PUBLISHED, pair) if pair[0] == "cifar100" else {} for pair in pairs}
     notes: list[str] = []
     entries, refused = uniform(entries, pairs, options, notes)
@@ -54,6 +52,13 @@ def build(results: Results, options: Options) -> list[Table]:
     tables = [Table(name="table1", title="Table 1: accuracy of the methods", columns=columns, rows=tuple(rows), notes=(*about, *notes))]
     comparison = _comparison(of_rows, theirs, options)
     return [*tables, comparison] if comparison is not None else tables
+
+
+def rows_of(found: set[str]) -> list[str]:
+    """Return the methods in the table's order: the paper's, with methods that it doesn't have (by name) after its comparators."""
+    others = sorted(found - {*METHODS, *COMPARATORS, ONLINE})
+    beside_kd = (*COMPARATORS, *others)
+    return [*(row for method in METHODS for row in ((method, *beside_kd) if method == "KD" else (method,))), ONLINE]
 
 
 def _comparison(of_rows: dict[tuple[Pair, str], pd.DataFrame], theirs: dict[Pair, dict[str, Summary]], options: Options) -> Table | None:

@@ -1,6 +1,7 @@
 """Data sets as uint8 tensors: name -> images, labels, normalization, classes, view space.
 
-Adding one: a function decorated with `@dataset(...)` that returns raw training and test arrays.
+Adding one: its line in `hsakd/dataset_table.py`, and a file here with a function decorated with `@dataset(...)` that returns raw training
+and test arrays.
 """
 
 import gzip
@@ -23,10 +24,12 @@ from torch import Tensor
 from hsakd.config import DataConfig, FolderConfig
 from hsakd.data.splits import Indices, few_shot_subset, stratified_split, stratified_subset
 from hsakd.data.views import ResizedCrops, Views, ViewSpace
+from hsakd.dataset_table import DATASET_TABLE
 from hsakd.registry import Registry
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 EVALUATION_BATCH = 500
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGES_AT_ONCE = 1000  # bounds the memory of counting and resizing
 DIGITS_TEST_IMAGES = 360  # a fifth of the 1,797, stratified with a fixed seed
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -155,26 +158,32 @@ def dataset_notes(data: Described) -> dict[str, str]:
 def dataset(
     name: str,
     *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    padding: int,
-    has_flip: bool,
-    num_classes: int,
-    image_size: int,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     decodes: bool = False,
 ) -> Callable[[Reader], Reader]:
-    """Return a decorator that registers a reader under `name`."""
+    """Return a decorator that registers a reader under `name`, with the facts that `hsakd.dataset_table` has of that name."""
 
     def file_reader(read: Reader) -> Reader:
-        views = ViewSpace(padding, has_flip)
-        entry = DatasetEntry(read=read, mean=mean, std=std, views=views, num_classes=num_classes, image_size=image_size, decodes=decodes)
-        DATASETS.register(name)(entry)
+        facts = DATASET_TABLE[name]
+        views = None if facts.padding is None else ViewSpace(facts.padding, facts.has_flip)
+        DATASETS.register(name)(
+            DatasetEntry(
+                read=read,
+                mean=mean,
+                std=std,
+                views=views,
+                num_classes=facts.num_classes,
+                image_size=facts.image_size,
+                decodes=decodes,
+            )
+        )
         return read
 
     return file_reader
 
 
-@dataset("digits", mean=(0.3053,), std=(0.3760,), padding=1, has_flip=False, num_classes=10, image_size=8)
+@dataset("digits", mean=(0.3053,), std=(0.3760,))
 def read_digits(source: Source) -> RawImages:
     """scikit-learn's 1,797 real 8x8 handwritten digits (0..16 scaled to 0..255); embedded, so the source is unused."""
     del source
@@ -187,7 +196,7 @@ def read_digits(source: Source) -> RawImages:
     return RawImages(pixels[train], labels[train], pixels[test], labels[test], tuple(map(str, range(10))))
 
 
-@dataset("fashion_mnist", mean=(0.2860,), std=(0.3530,), padding=2, has_flip=True, num_classes=10, image_size=28)
+@dataset("fashion_mnist", mean=(0.2860,), std=(0.3530,))
 def read_fashion_mnist(source: Source) -> RawImages:
     """Zalando's 70,000 28x28 articles (arXiv 1708.07747), from torchvision's layout or Debian's `dataset-fashion-mnist`."""
     data_dir = source.data_dir
@@ -256,29 +265,13 @@ def _read_cifar(kind: str, source: Source) -> RawImages:
     )
 
 
-@dataset(
-    "cifar10",
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2470, 0.2435, 0.2616),
-    padding=4,
-    has_flip=True,
-    num_classes=10,
-    image_size=32,
-)
+@dataset("cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 def read_cifar10(source: Source) -> RawImages:
     """CIFAR-10 in torchvision's layout."""
     return _read_cifar("CIFAR10", source)
 
 
-@dataset(
-    "cifar100",
-    mean=(0.5071, 0.4867, 0.4408),
-    std=(0.2675, 0.2565, 0.2761),
-    padding=4,
-    has_flip=True,
-    num_classes=100,
-    image_size=32,
-)
+@dataset("cifar100", mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761))
 def read_cifar100(source: Source) -> RawImages:
     """CIFAR-100 in torchvision's layout; mean and std are the authors'."""
     return _read_cifar("CIFAR100", source)

@@ -6,10 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hsakd.data.datasets import DATASETS, DataMissing, DatasetEntry, RawImages, Source
+from hsakd.data.datasets import DataMissing, RawImages, Source, dataset
+from hsakd.dataset_table import OWN_IMAGES
 from hsakd.image_folder import DECODING_ERRORS, scan_image_folder, unreadable
 
 
+@dataset(OWN_IMAGES, decodes=True)
 def read_image_folder(source: Source) -> RawImages:
     """Decode all images of a folder: RGB, the shorter side resized (bilinear, antialiased) to the image size, the middle square cut out.
 
@@ -51,8 +53,3 @@ def _decode(root: Path, rows: tuple[tuple[str, int], ...], size: int) -> NDArray
     for image, (name, _) in zip(images, rows, strict=True):
         image[:] = decode_image(root / name, size)
     return images
-
-
-DATASETS.register("imagefolder")(
-    DatasetEntry(read=read_image_folder, mean=None, std=None, views=None, num_classes=None, image_size=None, decodes=True)
-)

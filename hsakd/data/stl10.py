@@ -13,9 +13,7 @@ SIDE = 96
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 
-@dataset(
-    "stl10", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), padding=12, has_flip=True, num_classes=len(CLASSES), image_size=SIDE
-)  # the authors' normalization for it
+@dataset("stl10", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # the authors' normalization for it
 def read_stl10(source: Source) -> RawImages:
     """The binary files as published: uint8 images [n, 3, column, row], labels 1..10."""
     if source.data_dir is None:

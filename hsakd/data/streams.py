@@ -16,12 +16,13 @@ from torch.utils.data import Dataset as MapDataset
 
 from hsakd.config import DETECTION_DATASET, DataConfig
 from hsakd.data.datasets import (
-    DATASETS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     DataMissing,
     Dataset,
-    DatasetEntry,
     RawImages,
     Source,
+    dataset,
     dataset_notes,
     load_dataset,
     split_training_images,
@@ -32,7 +33,6 @@ from hsakd.devices import sent
 from hsakd.image_folder import DECODING_ERRORS, list_image_folder, scan_image_folder, unreadable
 
 IMAGENET_CLASSES = 1000
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZED_PER_CROPPED = 256 / 224  # evaluation: the shorter side is resized to 256 for a middle of 224 pixels (the authors' transform)
 EVALUATION_BATCH = 100
 
@@ -174,15 +174,9 @@ class StreamedImages:
 TrainingData = Dataset | StreamedImages
 
 
+@dataset("imagenet", mean=IMAGENET_MEAN, std=IMAGENET_STD, decodes=True)
 def _stays_in_files(source: Source) -> RawImages:
     raise ValueError(f"imagenet in {source.data_dir} is too large for memory; accepted: the augmentation imagenet")
-
-
-DATASETS.register("imagenet")(
-    DatasetEntry(
-        read=_stays_in_files, mean=IMAGENET_MEAN, std=IMAGENET_STD, views=None, num_classes=IMAGENET_CLASSES, image_size=None, decodes=True
-    )
-)
 
 
 def open_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False, num_workers: int = 0) -> TrainingData:

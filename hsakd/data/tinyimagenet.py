@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hsakd.data.datasets import DataMissing, RawImages, Source, dataset
+from hsakd.data.datasets import IMAGENET_MEAN, IMAGENET_STD, DataMissing, RawImages, Source, dataset
 from hsakd.data.folder import decode_image
 from hsakd.data.splits import Indices
 
@@ -17,15 +17,7 @@ ANNOTATIONS = "val_annotations.txt"
 Rows = list[tuple[Path, int]]
 
 
-@dataset(
-    "tinyimagenet",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    padding=8,
-    has_flip=True,
-    num_classes=NUM_CLASSES,
-    image_size=SIDE,
-)  # the authors normalize it as ImageNet
+@dataset("tinyimagenet", mean=IMAGENET_MEAN, std=IMAGENET_STD)  # as the authors do
 def read_tinyimagenet(source: Source) -> RawImages:
     """The unpacked archive, its `val` as published (one folder, classes in val_annotations.txt) or sorted into class folders.
 

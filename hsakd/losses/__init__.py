@@ -10,11 +10,11 @@ from hsakd.losses.objective import (
     Objective,
     Step,
     cross_entropy,
-    discover_terms,
     joint_labels,
     loss_term,
     softened_kl,
 )
+from hsakd.registry import discover
 
 __all__ = [
     "LOSS_TERMS",
@@ -30,7 +30,7 @@ __all__ = [
     "teacher_loss",
 ]
 
-discover_terms(__name__, __path__)
+discover(__name__, __path__)
 
 
 class NetworkOutput(Protocol):

@@ -1,10 +1,8 @@
 """What a loss term may read (`Step`), and a table of named, weighted terms (`Objective`)."""
 
 import hashlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Self, TypeVar
 
@@ -338,9 +336,3 @@ def build_module(name: str, context: TermContext) -> TermModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{name}/{context.seed}".encode()).digest()[:8], "little") >> 1)
         return build(context)
-
-
-def discover_terms(package: str, path: list[str]) -> None:
-    """Import every module of the package, so that a term is registered by being a file."""
-    for module in pkgutil.iter_modules(path):
-        import_module(f"{package}.{module.name}")

@@ -23,7 +23,6 @@ from analysis.table import Cell, Table
 from analysis.tables import cost, search_summary, table1
 from analysis.tables import temperature as temperatures
 from hsakd.network_table import network_table
-from sweeps.worklist import DEFAULT_SIZES
 
 Make = Callable[..., Any]
 HAS_LATEX = bool(
@@ -224,10 +223,6 @@ def test_the_bank_saved_what_live_predictions_would_have_run_and_shared_trials_a
     )
     assert (rows["Student"][5].text, rows["Student"][5].mean, len(rows["Student"][5].trial_ids)) == ("10.0 to 20.0", None, 2)
     assert (rows["HSAKD*"][5].text, rows["HSAKD*"][5].mean) == ("10.0", 10.0)
-
-
-def test_images_without_a_size_count_as_the_sweep_counts_them() -> None:
-    assert {name: cost.IMAGE_SIZES.get(name, cost.CIFAR_SIZE) for name in DEFAULT_SIZES} == DEFAULT_SIZES
 
 
 def test_one_setting_for_all_pairs_is_measured_where_tried_and_estimated_elsewhere(folder: Make, tmp_path: Path) -> None:

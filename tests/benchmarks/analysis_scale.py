@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from analysis.aggregate import PAIRS
 from analysis.compact import INDEX_SCHEMA, PARTITIONS, ROWS_PER_GROUP, compact
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.network_table import network_table
-from hsakd.records import EPOCH_SCHEMA, TRIAL_SCHEMA, PlanEntry, ResultStore, TrialRecord
+from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, TRIAL_SCHEMA, PlanEntry, ResultStore, TrialRecord
 
 MEASURE = """
 import resource, sys, time
@@ -122,6 +122,36 @@ def trials_and_plan(count: int, epochs: int) -> tuple[list[TrialRecord], list[Pl
     return list(records.values()), plan
 
 
+def trial_table(records: Sequence[TrialRecord]) -> pa.Table:
+    """Return trials as a table, as the result store writes them."""
+    rows = [{field.name: getattr(record, field.name) for field in dataclasses.fields(record)} for record in records]
+    return pa.Table.from_pylist([row | {"versions": list(row["versions"].items())} for row in rows], schema=TRIAL_SCHEMA)
+
+
+def epoch_table(trial_ids: Sequence[str], epochs: int, rng: np.random.Generator) -> pa.Table:
+    """Return invented epochs of trials as a table, as the result store writes them."""
+    size = len(trial_ids) * epochs
+    columns = {
+        "trial_id": pa.array(np.repeat(trial_ids, epochs)),
+        "epoch": pa.array(np.tile(np.arange(epochs), len(trial_ids))),
+        "top1_test": pa.array(rng.normal(70, 3, size).round(2)),
+        "loss": pa.array(rng.normal(2, 0.1, size)),
+        "schema_version": pa.array(np.full(size, SCHEMA_VERSION)),
+    }
+    arrays = [columns[field.name] if field.name in columns else pa.nulls(size, field.type) for field in EPOCH_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=EPOCH_SCHEMA)
+
+
+def write_small(store: ResultStore, records: Sequence[TrialRecord], epochs: int) -> None:
+    """Write two small files a trial, as `ResultStore.write_trial` does, but without waiting for the disk each time."""
+    rng = np.random.default_rng(1)
+    for folder in (store.root / "trials", store.root / "epochs"):
+        folder.mkdir(exist_ok=True)
+    for record in records:
+        pq.write_table(epoch_table([record.trial_id], epochs, rng), store.epochs_path(record.trial_id), compression="zstd")
+        pq.write_table(trial_table([record]), store.trial_path(record.trial_id), compression="zstd")
+
+
 def write_compacted(root: Path, records: list[TrialRecord], epochs: int) -> None:
     """Write a generation as `compact` would, without 2 x `records` small files first."""
     folder = root / "compacted" / "synthetic"
@@ -130,24 +160,11 @@ def write_compacted(root: Path, records: list[TrialRecord], epochs: int) -> None
     rng = np.random.default_rng(1)
     for digit in PARTITIONS:
         mine = [record for record in records if record.trial_id.startswith(digit)]
-        rows = [{field.name: getattr(record, field.name) for field in dataclasses.fields(record)} for record in mine]
-        pq.write_table(
-            pa.Table.from_pylist([row | {"versions": list(row["versions"].items())} for row in rows], schema=TRIAL_SCHEMA),
-            folder / "trials" / f"{digit}.parquet",
-        )
+        pq.write_table(trial_table(mine), folder / "trials" / f"{digit}.parquet")
         with pq.ParquetWriter(folder / "epochs" / f"{digit}.parquet", EPOCH_SCHEMA, compression="zstd") as writer:
             per_group = max(1, ROWS_PER_GROUP // epochs)
             for start in range(0, len(mine), per_group):
-                ids = [record.trial_id for record in mine[start : start + per_group]]
-                size = len(ids) * epochs
-                columns = {
-                    "trial_id": pa.array(np.repeat(ids, epochs)),
-                    "epoch": pa.array(np.tile(np.arange(epochs), len(ids))),
-                    "top1_test": pa.array(rng.normal(70, 3, size).round(2)),
-                    "loss": pa.array(rng.normal(2, 0.1, size)),
-                }
-                arrays = [columns[field.name] if field.name in columns else pa.nulls(size, field.type) for field in EPOCH_SCHEMA]
-                writer.write_table(pa.Table.from_arrays(arrays, schema=EPOCH_SCHEMA))
+                writer.write_table(epoch_table([record.trial_id for record in mine[start : start + per_group]], epochs, rng))
     index = {"trial_id": [record.trial_id for record in records], "mtime_ns": [0] * len(records), "size": [0] * len(records)}
     pq.write_table(pa.table(index, schema=INDEX_SCHEMA), folder / "index.parquet")
     (root / "compacted" / "CURRENT").write_text("synthetic\n")
@@ -168,20 +185,20 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         for name, count in (("small", options.small), ("large", options.trials)):
-            root = Path(temporary) / name
+            root, what = Path(temporary) / name, f"{count} trials x {options.epochs} epochs"
             records, plan = trials_and_plan(count, options.epochs)
             store = ResultStore(root)
             store.write_plan(plan)
             if name == "small":
-                for record in records:
-                    store.write_trial(record, [])
-                print(f"{count} trials in small files: {timed(str(root))}", flush=True)
+                write_small(store, records, options.epochs)
+                print(f"{what}, in small files: {timed(str(root))}", flush=True)
                 start = time.perf_counter()
                 compact(root)
-                print(f"{count} trials: compacted in {time.perf_counter() - start:.1f} s; then {timed(str(root))}", flush=True)
+                print(f"{what}: compacted in {time.perf_counter() - start:.1f} s; then {timed(str(root))}", flush=True)
             else:
+                (root / "trials").mkdir(exist_ok=True)
                 write_compacted(root, records, options.epochs)
-                print(f"{count} trials x {options.epochs} epochs, compacted: {timed(str(root))}", flush=True)
+                print(f"{what}, compacted: {timed(str(root))}", flush=True)
 
 
 if __name__ == "__main__":

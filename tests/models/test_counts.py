@@ -153,7 +153,7 @@ def mobilenet_plan(stem_stride: int) -> Plan:
 
 
 def plan_of(name: str) -> Plan | None:
-    """Return the plan of a network by its name; None for families that the golden files have completely."""
+    """Return the plan of a network by its name; None for families that the golden files have completely, and for unknown widths."""
     if name.startswith("wrn_"):
         depth, widening = (int(text) for text in name.split("_")[1:])
         widths = [16 * widening, 32 * widening, 64 * widening]
@@ -174,7 +174,7 @@ def plan_of(name: str) -> Plan | None:
         for suffix, scaled in {"x4": [32, 64, 128, 256], "x05": [8, 8, 16, 32], "x0375": [6, 6, 12, 24], "_half": [8, 8, 16, 32]}.items():
             if text.endswith(suffix):
                 depth_text, widths = text.removesuffix(suffix), scaled
-        return residual_plan(basic, widths[0], widths[1:], [(int(depth_text) - 2) // 6] * 3)
+        return residual_plan(basic, widths[0], widths[1:], [(int(depth_text) - 2) // 6] * 3) if depth_text.isdigit() else None
     return None
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.bank_size import VIEW_FACTS
 from hsakd.config import DataConfig, FolderConfig, NumericsConfig
-from hsakd.data.datasets import DATASETS
+from hsakd.data import DATASETS
+from hsakd.dataset_table import DATASET_TABLE
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
 from sweeps.cost import ASSUMED_RATES, CostModel, cost_of
@@ -158,13 +158,11 @@ def test_what_a_search_has_trained_is_not_forecast_again(tmp_path: Path) -> None
     assert read_searched(other, store) == set()
 
 
-def test_the_view_facts_are_those_of_the_data_sets() -> None:
-    assert set(VIEW_FACTS) == {name for name in DATASETS if DATASETS[name].views is not None}
-    for name, facts in VIEW_FACTS.items():
-        entry = DATASETS[name]
-        found = (entry.num_classes, entry.views.padding, entry.views.has_flip)
-        assert (facts.num_classes, facts.padding, facts.has_flip) == found
-        assert facts.num_views == entry.views.num_views
+def test_the_table_of_data_sets_is_that_of_their_readers() -> None:
+    assert set(DATASET_TABLE) == set(DATASETS)
+    for name, facts in DATASET_TABLE.items():
+        views = DATASETS[name].views
+        assert facts.num_views == (0 if views is None else views.num_views)
 
 
 def test_shares_of_a_gpu_are_by_network_and_grow_when_memory_runs_out() -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -16,12 +16,12 @@ from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, ResultStore, TrialRecord
-from sweeps import detection, transfer
 from sweeps.cli import SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
+from sweeps.plan_lines import lines_to_keep, rows_that_leave
 from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
@@ -143,24 +143,6 @@ def nothing_left_if_refused(out: Path, *, is_new: bool) -> Iterator[None]:
         raise
 
 
-def lines_to_keep(plan: Sequence[PlanEntry], lines: WorkLines) -> list[PlanEntry]:
-    """Return the lines of an earlier plan that stay beside the new `lines`: those of studies that `lines` do not plan anew.
-
-    Searches and what is outside any study belong to `run_pairs.py`, which plans them whole each time, as an ablation study is for a pair.
-    Probes and detectors may be asked for one row, or one data set, at a time.
-    """
-
-    def place(entry: PlanEntry) -> tuple[str, ...]:
-        if not entry.study or entry.purpose in ("search", "confirm"):
-            return ()
-        is_by_row = entry.study in (transfer.STUDY, detection.STUDY)
-        row = (entry.method, TrialConfig.from_json(entry.config_json).data.dataset) if is_by_row else ()
-        return (entry.study, entry.teacher, entry.student, *row)
-
-    planned = {place(entry) for entry, _ in lines}
-    return [entry for entry in plan if place(entry) not in planned]
-
-
 def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, started: float) -> int:
     """Run the sweep while this process holds the folder's lock; `started` (of the monotonic clock) is when the time limit began."""
     from hsakd.data import check_dataset  # torch is imported from here on, not for --help or --dry-run
@@ -178,7 +160,10 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         return source.adopt(config) if record is None and source is not None else record
 
     try:
-        kept = lines_to_keep(earlier_plan(store), lines)
+        earlier = earlier_plan(store)
+        kept = lines_to_keep(earlier, lines)
+        if leaving := rows_that_leave(earlier, lines):
+            put(f"of other data or another schedule, so no longer in the plan (their results stay): {', '.join(leaving)}")
         import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, finished, lines=lines, kept=kept)
         if options.address is None or options.download:  # a cluster's nodes are checked one by one

@@ -16,7 +16,7 @@ from hsakd.records import ResultStore
 from sweeps.cli import DetectionOptions
 from sweeps.cost import CostModel, cost_of, kind_of
 from sweeps.detection import DETECTION_OPTIM, detection_work, detector_of
-from sweeps.run_pairs import lines_to_keep
+from sweeps.plan_lines import lines_to_keep
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from hsakd.data.splits import few_shot_subset
 from hsakd.records import ResultStore
 from sweeps.ablations import STUDIES, ablation_work
 from sweeps.cli import AblationOptions
-from sweeps.run_pairs import lines_to_keep
+from sweeps.plan_lines import lines_to_keep
 from sweeps.worklist import Pair, TrialFactory
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions, TransferOptions
-from sweeps.run_pairs import lines_to_keep
+from sweeps.plan_lines import lines_to_keep
 from sweeps.transfer import transfer_work
 from sweeps.worklist import known_work
 

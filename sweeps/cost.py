@@ -1,6 +1,5 @@
 """What trials cost: multiply-adds, and the seconds they take as far as results have shown. Knows neither torch nor Ray."""
 
-from dataclasses import replace
 from math import exp, log
 
 from hsakd.config import TrialConfig
@@ -16,8 +15,8 @@ REPRICE_GROWTH = 1.1  # prices are revised when there are a tenth more results t
 def cost_of(config: TrialConfig) -> float:
     """Return a trial's cost in multiply-adds; a student that has a bank does not ask its teacher again."""
     reads_maps = facts_of_terms(name for name, _ in config.objective.terms).reads_features
-    is_live = config.teacher is None or reads_maps or config.numerics.teacher_predictions == "live"
-    return training_multi_adds(config if is_live else replace(config, teacher=None), num_train_images(config))
+    is_live = reads_maps or config.numerics.teacher_predictions == "live"
+    return training_multi_adds(config, num_train_images(config), asks_teacher=is_live)
 
 
 def kind_of(config: TrialConfig) -> str:

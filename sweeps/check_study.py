@@ -23,12 +23,22 @@ class CheckOptions:
 
 
 def differences(store: ResultStore) -> list[str]:
-    """Return a sentence for each study trial whose state, value or intermediate values differ from its record."""
+    """Return a sentence for each study trial whose state, value or intermediate values differ from its record, or that a study lacks."""
     records, storage, found = read_records(store), open_storage(store.journal_path), []
-    for summary in optuna.get_all_study_summaries(storage):
+    planned: dict[str, set[str]] = {}
+    for entry in store.read_plan():
+        if entry.purpose == "search":
+            planned.setdefault(entry.study, set()).update({entry.trial_id} & records.keys())
+    summaries = optuna.get_all_study_summaries(storage)
+    found += [
+        f"{name} is in the plan, but not a study of the journal" for name in sorted(planned.keys() - {s.study_name for s in summaries})
+    ]
+    for summary in summaries:
         study = optuna.load_study(study_name=summary.study_name, storage=storage)
         seen: dict[str, int] = {}
         trials = study.get_trials(deepcopy=False)
+        lacking = planned.get(summary.study_name, set()) - {trial.user_attrs.get(TRIAL_ID, "") for trial in trials}
+        found += [f"{summary.study_name} lacks trial {trial_id}, which is {records[trial_id].status}" for trial_id in sorted(lacking)]
         tried_again = {trial.user_attrs.get(AGAIN) for trial in trials}
         for trial in trials:
             name, trial_id = f"{summary.study_name} trial {trial.number}", trial.user_attrs.get(TRIAL_ID, "")

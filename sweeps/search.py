@@ -3,6 +3,7 @@
 The paper's setting is trial 0 and never pruned. A study sees validation accuracy only, and remembers the space it was begun with.
 """
 
+import json
 import math
 import os
 import warnings
@@ -42,13 +43,18 @@ def make_pruner(name: str, num_epochs: int) -> optuna.pruners.BasePruner:
 
 
 def repair_journal(path: Path) -> int:
-    """Drop what a crash left: a last line that it cut, and the lock; return how many bytes were dropped. We are the only writer."""
+    """Drop what a crash left: a last line that is cut or damaged, and the lock; return the bytes dropped. We are the only writer."""
     for stale in path.parent.glob(f"{path.name}.lock*"):
         stale.unlink()
     if not path.exists():
         return 0
     content = path.read_bytes()
     num_kept = content.rfind(b"\n") + 1
+    last = content[content.rfind(b"\n", 0, max(0, num_kept - 1)) + 1 : num_kept]
+    try:
+        json.loads(last or b"0")
+    except ValueError:
+        num_kept -= len(last)
     if num_kept < len(content):
         os.truncate(path, num_kept)
     return len(content) - num_kept
@@ -120,17 +126,22 @@ class PairSearch:
                 constant_liar=True,
                 n_startup_trials=5,
             )
-        self._keep_space()
-        if not self.study.get_trials(deepcopy=False):
-            paper: dict[str, float | str] = {name: PAPER_VALUES[name] for name in WEIGHTS}
-            paper |= {f"branch_weight_{tap}": 1.0 for tap in self.subsets[self.placements[0]]} if self.space.branch_weight else {}
-            paper |= {"learning_rate": learning_rate} if self.space.learning_rate else {}
-            self.study.enqueue_trial(paper | {"placement": self.placements[0]}, user_attrs={PROTECTED: True})
+        self._check_space()
         self.trials: dict[int, optuna.Trial] = {}
         self.late: dict[int, dict[int, float]] = defaultdict(dict)  # epochs of trials that had failed and are tried again
 
-    def _keep_space(self) -> None:
-        """Note the space in a new study, and refuse to go on with another one."""
+    def _begin(self) -> None:
+        """Note the space, and have the paper's setting asked for first: with the first trial, so that a refused command binds nothing."""
+        if SPACE not in self.study.user_attrs:
+            self.study.set_user_attr(SPACE, self.space.to_json())
+        if not self.study.get_trials(deepcopy=False):
+            paper: dict[str, float | str] = {name: PAPER_VALUES[name] for name in WEIGHTS}
+            paper |= {f"branch_weight_{tap}": 1.0 for tap in self.subsets[self.placements[0]]} if self.space.branch_weight else {}
+            paper |= {"learning_rate": self.learning_rate} if self.space.learning_rate else {}
+            self.study.enqueue_trial(paper | {"placement": self.placements[0]}, user_attrs={PROTECTED: True})
+
+    def _check_space(self) -> None:
+        """Refuse to go on with another space than the study's."""
         text, attributes = self.space.to_json(), self.study.user_attrs
         begun = attributes.get(SPACE, SearchSpace().to_json() if self.study.get_trials(deepcopy=False) else text)
         if begun != text:
@@ -138,13 +149,11 @@ class PairSearch:
                 f"--space: the study {self.pair.name} was begun with the space {begun}, not with {text}; "
                 "accepted: the space it was begun with, or another --out"
             )
-        if SPACE not in attributes:
-            self.study.set_user_attr(SPACE, text)
 
     @property
     def paper_trial_id(self) -> str:
         """The trial that the paper's setting was when this study was begun; "" before it was asked for."""
-        return str(self.study.get_trials(deepcopy=False)[0].user_attrs.get(TRIAL_ID, ""))
+        return next((str(trial.user_attrs.get(TRIAL_ID, "")) for trial in self.study.get_trials(deepcopy=False)), "")
 
     def _is_whole(self, params: dict[str, float | str]) -> bool:
         """Return whether a trial has all its parameters."""
@@ -182,6 +191,7 @@ class PairSearch:
         """Return the number of a new trial, or of one that a driver died in asking for, its parameters completed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._begin()
             half_asked = self._half_asked()
             trial = self._trial(half_asked[0]) if half_asked else self.study.ask()
             trial.suggest_float("temperature", *self.space.temperature, log=True)

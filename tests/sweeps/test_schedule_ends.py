@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from optuna.trial import TrialState
 
 from hsakd.config import TrialConfig
@@ -115,6 +116,14 @@ def test_a_cut_last_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
     assert repair_journal(journal) == 4
     assert journal.read_bytes() == b'{"a": 1}\n'
     assert repair_journal(journal) == 0
+
+
+@pytest.mark.parametrize("damaged", [b'{"b\n', b"\x00\x00\x00\n", b'{"b": 1}\xff\n'])
+def test_a_damaged_last_line_of_the_journal_is_dropped_before_anything_is_appended(tmp_path: Path, damaged: bytes) -> None:
+    journal = tmp_path / "studies.journal"
+    journal.write_bytes(b'{"a": 1}\n' + damaged)
+    assert repair_journal(journal) == len(damaged)
+    assert journal.read_bytes() == b'{"a": 1}\n'
 
 
 def test_a_student_whose_teacher_lost_its_weights_waits_for_it(tmp_path: Path) -> None:

@@ -194,3 +194,30 @@ def test_a_study_is_not_gone_on_with_under_other_options(tmp_path: Path) -> None
     drain(again)
     assert again.is_complete
     assert differences(ResultStore(tmp_path)) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"junk\n"])
+def test_a_journal_that_lost_its_trials_differs_from_the_records(tmp_path: Path, content: bytes) -> None:
+    schedule = schedule_of(tmp_path)
+    drain(schedule)
+    schedule.store.write_plan(schedule.plan())
+    assert differences(schedule.store) == []
+    lines = schedule.store.journal_path.read_bytes().splitlines(keepends=True)
+    schedule.store.journal_path.write_bytes(content)
+    assert differences(schedule.store) == [f"{PAIR} is in the plan, but not a study of the journal"]
+    schedule.store.journal_path.write_bytes(b"".join(lines[:2]))  # the study and its direction
+    assert differences(schedule.store) == [f"{PAIR} lacks trial {config.trial_id}, which is complete" for config in by_id(schedule)]
+
+
+def by_id(schedule: Schedule) -> list[TrialConfig]:
+    return sorted(searched(schedule), key=lambda config: config.trial_id)
+
+
+def test_a_study_that_nothing_was_asked_of_is_bound_to_no_space(tmp_path: Path) -> None:
+    for name, temperature in (("one.toml", "[1, 5]"), ("two.toml", "[1, 6]")):
+        (tmp_path / name).write_text(f"temperature = {temperature}\n")
+    schedule_of(tmp_path / "out", space=tmp_path / "one.toml")
+    schedule = schedule_of(tmp_path / "out", space=tmp_path / "two.toml")
+    drain(schedule)
+    with pytest.raises(ValueError, match="was begun with the space"):
+        schedule_of(tmp_path / "out", space=tmp_path / "one.toml")

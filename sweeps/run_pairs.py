@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -12,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
-
 from hsakd.config import TrialConfig
 from hsakd.records import DamagedFile, OtherVersion, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
+from sweeps.driver_lock import driver_lock
 from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
@@ -25,7 +23,7 @@ from sweeps.plan_lines import lines_to_keep, rows_that_leave
 from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
-from sweeps.worklist import known_work, num_search_trials
+from sweeps.worklist import TrialFactory, known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
@@ -102,19 +100,9 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
             refuse(str(error))
         return 0
     out = options.out.resolve()
-    store = ResultStore(out)
-    is_new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / "driver.lock")
-        lock.acquire(timeout=0)
-    except Timeout:
-        refuse(f"--out is {options.out}, in which another driver is at work; accepted: another folder, or wait for it to end")
-    except OSError as error:
-        refuse(f"--out is {options.out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
-    with lock, nothing_left_if_refused(out, is_new=is_new):
+    with driver_lock(out):
         try:
-            return run_locked(options, store, lines, started)
+            return run_locked(options, ResultStore(out), lines, started)
         except KeyboardInterrupt:
             put(f"stopped before any trial was started; go on with: {same_command()}")
             return INTERRUPTED
@@ -133,17 +121,6 @@ def earlier_plan(store: ResultStore) -> list[PlanEntry]:
         aside = store.set_aside(store.plan_path)
         print(f"{error}; moved to {aside}. Other commands that ran in this folder bring their lines back when run again", file=sys.stderr)
         return []
-
-
-@contextmanager
-def nothing_left_if_refused(out: Path, *, is_new: bool) -> Iterator[None]:
-    """Delete what a command that is refused has written into a folder that was new (plan, journal, lock)."""
-    try:
-        yield
-    except SystemExit:
-        if is_new and not (out / "checkpoints").exists() and not (out / "trials").exists():
-            shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, started: float) -> int:
@@ -167,12 +144,13 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         kept = lines_to_keep(earlier, lines)
         if leaving := rows_that_leave(earlier, lines):
             put(f"of other data or another schedule, so no longer in the plan (their results stay): {', '.join(leaving)}")
+        if options.address is None or options.download:  # a cluster's nodes are checked one by one
+            factory = TrialFactory(options)
+            searched = [factory.search_data] if TUNED in options.methods else []
+            for data in dict.fromkeys([factory.data, *searched, *(config.data for _, config in lines)]):
+                check_dataset(data, data_dir, download=options.download)
         import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, finished, lines=lines, kept=kept)
-        if options.address is None or options.download:  # a cluster's nodes are checked one by one
-            check_dataset(schedule.factory.data, data_dir, download=options.download)
-            if schedule.searches:
-                check_dataset(schedule.factory.search_data, data_dir)
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     except OSError as error:

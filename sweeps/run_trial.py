@@ -10,6 +10,7 @@ import tyro
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps.cli import parse, refuse, run_command
+from sweeps.driver_lock import driver_lock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,17 +91,18 @@ def main() -> int:
     try:
         config = find_config(options.trial, runs)
         check_device(options.device)
-        for trial in dict.fromkeys(with_requirements(config)):
-            take_imported(trial, runs, store)
-            is_finished = store.finished(trial.trial_id) is not None
-            print(
-                f"{trial.trial_id}: {trial.role} {trial.network}, {'already in' if is_finished else 'trained into'} {options.out}",
-                flush=True,
-            )
-            record = run_trial(trial, context, report=print_epoch)
-            print_result(record)
-            if record.status != "complete":
-                return 1
+        with driver_lock(store.root):
+            for trial in dict.fromkeys(with_requirements(config)):
+                take_imported(trial, runs, store)
+                is_finished = store.finished(trial.trial_id) is not None
+                print(
+                    f"{trial.trial_id}: {trial.role} {trial.network}, {'already in' if is_finished else 'trained into'} {options.out}",
+                    flush=True,
+                )
+                record = run_trial(trial, context, report=print_epoch)
+                print_result(record)
+                if record.status != "complete":
+                    return 1
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     except BrokenPipeError:  # nobody reads what it prints

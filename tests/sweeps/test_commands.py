@@ -153,3 +153,15 @@ def test_a_folder_of_newer_code_is_refused_and_stays_as_it_is(tmp_path: Path, mo
     result = command("run_pairs.py", "--out", str(tmp_path), "--preset", "digits", *more)
     assert (result.returncode, result.stderr) == (2, f"error: {path.name} has schema_version 2; accepted: 1\n")
     assert path.exists()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_refused_command_leaves_folders_as_they_were(tmp_path: Path, is_there: bool) -> None:
+    out = tmp_path / "new" / "sweep"
+    if is_there:
+        out.mkdir(parents=True)
+    small = ("--preset", "paper", "--data-dir", "/nowhere")
+    result = command("run_pairs.py", "--out", str(out), *small)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "/nowhere" in result.stderr
+    assert list(tmp_path.rglob("*")) == ([out.parent, out] if is_there else [])

@@ -6,6 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock
+
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.models import create_network
 from hsakd.models.checkpoints import save_weights
@@ -76,3 +78,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
         assert sentence in result.stderr
     assert not out.exists()
+
+
+def test_a_folder_in_which_a_driver_is_at_work_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "trial.json").write_text(BASELINE.to_json())
+    resume = ResultStore(tmp_path / "out").checkpoint_dir(BASELINE.trial_id) / "resume.pt"
+    resume.parent.mkdir(parents=True)
+    resume.write_bytes(b"of a live worker")
+    with FileLock(tmp_path / "out" / "driver.lock"):
+        result = command(tmp_path / "trial.json", "--out", tmp_path / "out")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert "in which another driver is at work; accepted: another folder" in result.stderr
+    assert resume.read_bytes() == b"of a live worker"

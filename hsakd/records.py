@@ -404,6 +404,10 @@ class ResultStore:
             return False
         return record.status != "complete" or not record.has_weights or self.weights_path(record.trial_id).exists()
 
+    def offers(self, record: TrialRecord) -> bool:
+        """Whether another sweep may take this trial over: it is complete and its weights are here."""
+        return record.status == "complete" and self.weights_path(record.trial_id).exists()
+
     def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
         """Return a trial's epochs, or an empty list where there is no readable file."""
         path = self.epochs_path(trial_id)

@@ -217,6 +217,15 @@ def read_done(store: ResultStore, trials: dict[str, TrialConfig], cost: CostMode
     return {record.trial_id for record in records}
 
 
+def read_shared(options: SweepOptions, trials: dict[str, TrialConfig], done: set[str]) -> set[str]:
+    """Return the ids of what is to be taken over from `--teachers-from`; whether its weights are intact is looked at when it is."""
+    if options.teachers_from is None:
+        return set()
+    source = ResultStore(options.teachers_from)
+    wanted = [trial_id for trial_id, config in trials.items() if config.role != "student" and trial_id not in done]
+    return {trial_id for trial_id in wanted if (record := source.peek_trial(trial_id)) is not None and source.offers(record)}
+
+
 def read_searched(options: SweepOptions, store: ResultStore) -> set[str]:
     """Return the names of the searched trainings (as `_searched` numbers them) that are done, by the folder's plan and its records."""
     done: dict[tuple[str, str], set[str]] = {}

@@ -18,7 +18,7 @@ from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
-from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
+from sweeps.forecast import forecast, read_done, read_searched, read_shared, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.plan_lines import lines_to_keep, rows_that_leave
@@ -39,9 +39,13 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     trials, cost = unique_trials(lines), CostModel("cuda" if options.gpus else "cpu")
     packing = packing_of(options)
     done = read_done(ResultStore(options.out), trials, cost)
+    shared = read_shared(options, trials, done)
     print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s} {'hours':>7s}  state")
     for entry, config in lines:
-        state, name = "done" if entry.trial_id in done else "to do", f"{entry.teacher}-{entry.student}"
+        state, name = (
+            "done" if entry.trial_id in done else "shared" if entry.trial_id in shared else "to do",
+            f"{entry.teacher}-{entry.student}",
+        )
         hours = cost.seconds(config) / 3600
         print(
             f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  "
@@ -52,11 +56,12 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
             f"and per pair: {num_search_trials(options)} search trials, their confirmation and the winner: "
             f"at most {searched_trials(options)} trainings"
         )
-    left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done)
-    print(f"{len(trials)} trials known, {len(done)} done; multiply-adds left in the known ones: {left:.3g}")
+    left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done | shared)
+    taken_over = f", {len(shared)} to take over from {options.teachers_from}" if shared else ""
+    print(f"{len(trials)} trials known, {len(done)} done{taken_over}; multiply-adds left in the known ones: {left:.3g}")
     slots = options.gpus or cpu_slots(options.threads * options.ranks_per_trial)
     searched = read_searched(options, ResultStore(options.out)) if TUNED in options.methods else set[str]()
-    result = forecast(options, trials, done | searched, cost, packing, slots)
+    result = forecast(options, trials, done | shared | searched, cost, packing, slots)
     unit = "GPU" if options.gpus else "CPU-slot"
     print(
         f"{result.num_trials} trainings left, searches included: {result.slot_hours:.3g} {unit}-hours, "

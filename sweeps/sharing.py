@@ -30,7 +30,7 @@ class TeacherSource:
         if config.role == "student" or trial_id in self.refused:
             return None
         record = self.source.peek_trial(trial_id)
-        if record is None or record.status != "complete" or not self.source.weights_path(trial_id).exists():
+        if record is None or not self.source.offers(record):
             return None
         try:
             is_same_trial = record.config == config

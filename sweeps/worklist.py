@@ -293,7 +293,9 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     reads = facts_of_terms(name for name, _ in config.objective.terms)
     rotations = config.num_rotations if reads.is_rotated else 1
     fed = rotations if config.rotations is None else min(rotations, len(config.rotations))
-    per_image = fed * BACKWARD_FACTOR * _multi_adds(config, with_branches=reads.reads_branches)
+    own = _multi_adds(config, with_branches=reads.reads_branches)
+    frozen = _multi_adds(config, with_branches=False) if config.backbone is not None else 0.0  # forward only
+    per_image = fed * (BACKWARD_FACTOR * (own - frozen) + frozen)
     if config.peer is not None:
         peer = replace(config, network=config.peer, peer=None)
         per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=reads.reads_branches)

@@ -12,9 +12,10 @@ from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
 from sweeps.cost import ASSUMED_RATES, CostModel, cost_of
 from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, read_searched, unique_trials
+from sweeps.networks import network_facts
 from sweeps.packing import Packing, parse_fractions
 from sweeps.schedule import Schedule
-from sweeps.worklist import Pair, TrialFactory, known_work
+from sweeps.worklist import Pair, TrialFactory, known_work, num_train_images
 
 
 def paper(**changes: object) -> SweepOptions:
@@ -177,3 +178,12 @@ def test_shares_of_a_gpu_are_by_network_and_grow_when_memory_runs_out() -> None:
     for text in ("resnet20", "resnet20=0", "resnet20=1.5", "nothing=0.5", "resnet20=a"):
         with pytest.raises(ValueError, match="--gpu-fraction"):
             parse_fractions([text])
+
+
+def test_a_frozen_backbone_costs_its_forward_pass_only() -> None:
+    factory = TrialFactory(paper())
+    frozen, joint, facts = factory.frozen_teacher("wrn_40_2", 0), factory.joint_teacher("wrn_40_2", 0), network_facts("wrn_40_2")
+    rows = num_train_images(joint) * 4
+    branches = sum(facts.branch_multi_adds)
+    assert cost_of(joint) == pytest.approx(rows * joint.optim.epochs * 3 * (facts.multi_adds + branches))
+    assert cost_of(frozen) == pytest.approx(rows * frozen.optim.epochs * (facts.multi_adds + 3 * branches))

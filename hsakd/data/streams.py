@@ -79,11 +79,19 @@ class _Crops(MapDataset[tuple[Tensor, int, int]]):
 
 
 def middle_square(image: Image.Image, size: int) -> Image.Image:
-    """Return the middle `size` pixels of an image whose shorter side was resized to 256/224 of that (bilinear, antialiased)."""
-    scale = round(size * RESIZED_PER_CROPPED) / min(image.size)
-    width, height = (max(size, int(side * scale)) for side in image.size)
+    """Return the middle `size` pixels of an image whose shorter side was resized to 256/224 of that (bilinear, antialiased).
+
+    For 224 it is torchvision's `Resize(256)` and `CenterCrop(224)`, to the pixel.
+    """
+    width, height = resized_size(image.size, round(size * RESIZED_PER_CROPPED))
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Return the width and height that a `size` is resized to for a shorter side of `shorter` pixels, the longer one cut to whole ones."""
+    width, height = (int(shorter * side / min(size)) for side in size)  # multiplied first: `side * (256 / 49)` may end below 256
+    return width, height
 
 
 class _Sampler:

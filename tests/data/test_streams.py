@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import _compute_resized_output_size
 from torchvision.transforms.v2 import functional
 
 from hsakd.config import DataConfig, FolderConfig
 from hsakd.data import DataMissing, ResizedCrops, StreamedImages, load_dataset, open_dataset
+from hsakd.data.streams import middle_square, resized_size
 from hsakd.image_folder import scan_image_folder
 
 
@@ -50,6 +52,18 @@ def test_a_view_is_a_resized_crop_of_the_file_and_the_middle_is_what_is_evaluate
     for row, (name, _) in zip(evaluated, found.val, strict=True):
         resized = functional.resize(Image.open(rectangles / name), [18])  # 16 * 256 / 224
         assert torch.equal(row, functional.pil_to_tensor(functional.center_crop(resized, [16, 16])))
+
+
+def test_imagenet_is_evaluated_as_torchvision_does_whatever_the_images_size() -> None:
+    for width in range(16, 700):
+        for height in range(16, 700, 7):
+            expected_height, expected_width = _compute_resized_output_size((height, width), [256])
+            assert resized_size((width, height), 256) == (expected_width, expected_height), (width, height)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 800, 3), dtype=np.uint8)
+    for width, height in ((500, 375), (300, 237), (49, 80), (800, 251), (256, 256)):
+        image = Image.fromarray(noise[:height, :width])
+        expected = functional.center_crop(functional.resize(image, [256]), [224, 224])
+        assert np.array_equal(np.asarray(middle_square(image, 224)), np.asarray(expected)), (width, height)
 
 
 def test_workers_and_ranks_read_the_same_pixels_and_every_image_is_evaluated_once(rectangles: Path) -> None:

@@ -4,7 +4,7 @@ A crop is named by (image, view) alone, so that the pixels don't depend on how m
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from hsakd.data.datasets import (
 from hsakd.data.splits import Indices
 from hsakd.data.views import Batch, ResizedCrops, normalize
 from hsakd.devices import sent
-from hsakd.image_folder import DECODING_ERRORS, list_image_folder, scan_image_folder, unreadable
+from hsakd.image_folder import list_image_folder, read_image, scan_image_folder
 
 IMAGENET_CLASSES = 1000
 RESIZED_PER_CROPPED = 256 / 224  # evaluation: the shorter side is resized to 256 for a middle of 224 pixels (the authors' transform)
@@ -42,15 +42,19 @@ Keys = list[tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFiles:
-    """Files relative to `root` (an array of names, so that loader workers share it) and their labels."""
+    """Files relative to `root` (an array of names, so that loader workers share it) and their labels.
+
+    A user's photos are turned as their EXIF orientation says. ImageNet's images are not: the authors' reader, torchvision's, doesn't.
+    """
 
     root: Path
     names: np.ndarray  # of str
     labels: Indices
+    turns_upright: bool
 
     def at(self, kept: Indices) -> "ImageFiles":
         """Return some of the files, in the order of `kept`."""
-        return ImageFiles(root=self.root, names=self.names[kept], labels=self.labels[kept])
+        return replace(self, names=self.names[kept], labels=self.labels[kept])
 
 
 class _Crops(MapDataset[tuple[Tensor, int, int]]):
@@ -61,12 +65,7 @@ class _Crops(MapDataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         index, view = key
-        path = self.files.root / str(self.files.names[index])
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except DECODING_ERRORS as error:
-            raise unreadable(path, error) from error
+        image = read_image(self.files.root / str(self.files.names[index]), turns_upright=self.files.turns_upright)
         pixels = middle_square(image, self.crops.size) if view < 0 else self._crop(image, view)
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), index, view
 
@@ -211,7 +210,10 @@ def open_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
             )
     train, test = (
         ImageFiles(
-            root=found.root, names=np.array([name for name, _ in rows]), labels=np.array([label for _, label in rows], dtype=np.int64)
+            root=found.root,
+            names=np.array([name for name, _ in rows]),
+            labels=np.array([label for _, label in rows], dtype=np.int64),
+            turns_upright=config.folder is not None,
         )
         for rows in (found.train, found.val)
     )

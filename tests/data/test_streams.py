@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms.functional import _compute_resized_output_size
 from torchvision.transforms.v2 import functional
 
@@ -64,6 +64,24 @@ def test_imagenet_is_evaluated_as_torchvision_does_whatever_the_images_size() ->
         image = Image.fromarray(noise[:height, :width])
         expected = functional.center_crop(functional.resize(image, [256]), [224, 224])
         assert np.array_equal(np.asarray(middle_square(image, 224)), np.asarray(expected)), (width, height)
+
+
+def test_own_photos_are_turned_upright_and_imagenets_are_not(rectangles: Path) -> None:
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6  # to be shown a quarter turn clockwise
+    names = sorted(path.relative_to(rectangles).as_posix() for path in (rectangles / "val").rglob("*.png"))
+    stored = [np.asarray(middle_square(Image.open(rectangles / name), 16)) for name in names]
+    for name in names:
+        Image.open(rectangles / name).save(rectangles / name, exif=sideways)
+    own = streamed(rectangles)
+    as_stored = replace(own.parts["test"], turns_upright=False)  # what `open_dataset` gives of ImageNet
+    imagenet = StreamedImages(
+        train=as_stored, val=as_stored, test=as_stored, image_size=16, classes=own.classes, fingerprint="", num_workers=0
+    )
+    for data, turns in ((own, -1), (imagenet, 0)):
+        images = torch.cat([images for images, _ in data.evaluation_batches("test")]).permute(0, 2, 3, 1).numpy()
+        for image, (name, _) in zip(images, scan_image_folder(rectangles).val, strict=True):
+            assert np.abs(image.astype(int) - np.rot90(stored[names.index(name)], turns)).max() <= 1, name
 
 
 def test_workers_and_ranks_read_the_same_pixels_and_every_image_is_evaluated_once(rectangles: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import tyro
@@ -65,18 +65,14 @@ def find_trial(trial: str, runs: Path) -> tuple[ResultStore, TrialRecord]:
 
 
 def write_torch_export(model: Deployed, path: Path, example: Tensor) -> Tensor:
-    """Write a `torch.export` program for any batch size; return what it gives for `example` after reading it back."""
+    """Write a `torch.export` program for any batch size; return the logits [B, N] that it gives, read back, for `example` [B, 3, S, S]."""
     torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: BATCH_DIMENSION},)), path)
     logits: Tensor = torch.export.load(path).module()(example)
     return logits
 
 
 def write_onnx(model: Deployed, path: Path, example: Tensor) -> Tensor:
-    """Write an ONNX graph for any batch size; return what onnxruntime gives for `example`. Raises ValueError without the extra."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if missing:
-        needed = " and ".join(missing)
-        raise ValueError(f"format is 'onnx', which needs {needed} (pip install 'hsakd-sweeper[onnx]'); accepted without: torch-export")
+    """Write an ONNX graph for any batch size; return the logits [B, N] that onnxruntime gives for `example` [B, 3, S, S]."""
     import onnxruntime
 
     torch.onnx.export(
@@ -94,41 +90,65 @@ def write_onnx(model: Deployed, path: Path, example: Tensor) -> Tensor:
     return torch.from_numpy(session.run(["logits"], {"images": example.numpy()})[0])
 
 
-GRAPHS: dict[str, tuple[str, Callable[[Deployed, Path, Tensor], Tensor]]] = {
-    "torch-export": ("model.pt2", write_torch_export),
-    "onnx": ("model.onnx", write_onnx),
+class Graph(NamedTuple):
+    """A graph's file, who writes it, and the packages of the extra of its name that it needs."""
+
+    file: str
+    write: Callable[[Deployed, Path, Tensor], Tensor]
+    packages: tuple[str, ...] = ()
+
+
+GRAPHS = {
+    "torch-export": Graph("model.pt2", write_torch_export),
+    "onnx": Graph("model.onnx", write_onnx, ("onnx", "onnxscript", "onnxruntime")),
 }
+
+
+def write_graph(format: str, network: HierarchicalNet, card: ModelCard, folder: Path) -> None:
+    """Write a network's graph into `folder`; it is read back and run on random images before it gets its name.
+
+    Raises:
+        ValueError: a missing extra, a network that the format can't express, or a graph whose logits are not the network's.
+        OSError: the folder can't be written.
+    """
+    graph, subject = GRAPHS[format], f"format is {format!r}"
+    missing = " and ".join(name for name in graph.packages if importlib.util.find_spec(name) is None)
+    if missing:
+        raise ValueError(f"{subject}, which needs {missing} (pip install 'hsakd-sweeper[{format}]'); accepted without: torch-export")
+    dtype = next(network.parameters()).dtype
+    example = torch.randn((3, 3, card.image_size, card.image_size), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    model = Deployed(network).eval()
+    with torch.no_grad(), replacing(folder / graph.file) as temporary:
+        named = temporary.with_suffix(Path(graph.file).suffix)  # both writers look at the suffix
+        try:
+            found, expected = graph.write(model, named, example), model(example)
+            named.replace(temporary)
+        except OSError:
+            raise
+        except Exception as error:  # exporters and runtimes have kinds of their own
+            reason = str(error).strip().partition("\n")[0]
+            kind = str(dtype).removeprefix("torch.")
+            raise ValueError(f"{subject}, which fails for a {kind} {card.network} ({reason}); accepted: safetensors") from error
+        finally:
+            named.unlink(missing_ok=True)
+        difference = (found - expected).abs().max().item()
+        if not difference <= TOLERANCE * expected.abs().max().item():
+            raise ValueError(f"{subject}, whose logits of {card.network} differ by {difference:.3g}; accepted: safetensors")
 
 
 def export_trial(options: ExportOptions) -> tuple[Path, ModelCard]:
     """Write the files of a trial; return their folder and the card.
 
-    A graph is read back and run on random images before it gets its name: its logits must be the network's.
-
     Raises:
-        ValueError: no such trial, damaged weights, a missing extra, or a graph that computes something else.
+        ValueError: no such trial, damaged weights, or a graph that can't be had (`write_graph`).
+        OSError: the folder can't be written.
     """
     store, record = find_trial(options.trial, options.runs)
     network, card = deployed_network(store, record)
     folder = options.out if options.out is not None else Path("export") / record.trial_id
-    parameter = next(network.parameters())
-    shape = (3, 3, card.image_size, card.image_size)
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
-    model = Deployed(network).eval()
     folder.mkdir(parents=True, exist_ok=True)
     if options.format in GRAPHS:
-        name, write = GRAPHS[options.format]
-        with torch.no_grad(), replacing(folder / name) as temporary:
-            named = temporary.with_suffix(Path(name).suffix)  # both writers look at the suffix
-            try:
-                difference = (write(model, named, example) - (expected := model(example))).abs().max().item()
-                named.replace(temporary)
-            finally:
-                named.unlink(missing_ok=True)
-            if not difference <= TOLERANCE * expected.abs().max().item():
-                raise ValueError(
-                    f"format is {options.format!r}, whose logits of {card.network} differ by {difference:.3g}; accepted: safetensors"
-                )
+        write_graph(options.format, network, card, folder)
     save_weights(network, folder / WEIGHTS_FILE, layout="ours", notes={"model_card": json.dumps(asdict(card))})
     with replacing(folder / CARD_FILE) as temporary:
         temporary.write_text(json.dumps(asdict(card), indent=1) + "\n")

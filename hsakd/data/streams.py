@@ -186,8 +186,13 @@ def _stays_in_files(source: Source) -> RawImages:
     raise ValueError(f"imagenet in {source.data_dir} is too large for memory; accepted: the augmentation imagenet")
 
 
-def open_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False, num_workers: int = 0) -> TrainingData:
+def open_dataset(
+    config: DataConfig, data_dir: Path | None = None, *, download: bool = False, num_workers: int = 0, is_digested_elsewhere: bool = False
+) -> TrainingData:
     """Return a data set in memory or, with the augmentation "imagenet", in its files.
+
+    To see that a user's images are those of the configuration, all of them are read; where they stay in their files and another process
+    of the trial does so on this machine (`is_digested_elsewhere`), they are listed only.
 
     Raises:
         KeyError: an unknown data set (the message lists the known ones).
@@ -199,8 +204,9 @@ def open_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
     if data_dir is None:
         raise DataMissing(f"{config.dataset}: no folder to look in; pass --data-dir DIR with train/<class>/ and val/<class>/ folders")
     if config.folder is not None:
-        found = scan_image_folder(data_dir)
-        found.check_digest(config.folder.sha256)
+        planned = config.folder.sha256
+        found = replace(list_image_folder(data_dir), sha256=planned) if is_digested_elsewhere else scan_image_folder(data_dir)
+        found.check_digest(planned)
     else:
         found = list_image_folder(data_dir, name=config.dataset)
         if len(found.classes) != IMAGENET_CLASSES:

@@ -108,6 +108,22 @@ def test_held_out_images_are_seen_as_for_evaluation_and_a_stream_is_named_by_its
     assert (images.shape, images.dtype) == ((6, 3, 16, 16), torch.uint8)
 
 
+def test_one_process_of_a_trial_digests_own_images_and_the_others_list_them(rectangles: Path) -> None:
+    leader = streamed(rectangles)
+    found = scan_image_folder(rectangles)
+    folder = FolderConfig(sha256=found.sha256, num_classes=3, num_train_images=len(found.train), padding=0, has_flip=True)
+    config = DataConfig(dataset="imagefolder", image_size=16, augmentation="imagenet", folder=folder)
+    path = rectangles / found.train[0][0]
+    Image.open(path).rotate(180).save(path)
+    scan_image_folder.cache_clear()
+    other = open_dataset(config, rectangles, is_digested_elsewhere=True)
+    assert isinstance(other, StreamedImages)
+    assert other.fingerprint == leader.fingerprint
+    assert scan_image_folder.cache_info().misses == 0
+    with pytest.raises(ValueError, match="are not those that this trial was planned with"):
+        open_dataset(config, rectangles)
+
+
 def test_a_crop_of_an_image_too_long_for_any_attempt_is_its_middle_in_an_accepted_ratio() -> None:
     boxes, _ = ResizedCrops(8).boxes(torch.arange(50), 10, 1000)
     fallback = boxes[(boxes[:, 3] == 13) & (boxes[:, 2] == 10)]

@@ -203,15 +203,23 @@ def joint_labels(labels: Tensor, num_rotations: int) -> Tensor:
 
 
 def softened_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """Return T^2 * KL(teacher || student) of the softened softmaxes, averaged over all leading axes, computed in float32 or wider."""
+    """Return T^2 * KL(teacher || student) of the softened softmaxes of logits [..., K], a scalar: mean over all leading axes.
+
+    Computed in float32 or wider.
+    """
     width = teacher_logits.shape[-1]
     teacher = (widened(teacher_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
     student = (widened(student_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
+    return kl_of_softened(teacher, student, temperature)
+
+
+def kl_of_softened(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) of logarithms of softened distributions [rows, K], a scalar: mean over the rows."""
     return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy, averaged over all leading axes, computed in float32 or wider."""
+    """Return the cross-entropy of logits [..., K] with labels [...], a scalar: mean over all axes of the labels; in float32 or wider."""
     return torch.nn.functional.cross_entropy(widened(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1))
 
 

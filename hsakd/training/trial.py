@@ -117,7 +117,13 @@ def run_trial(
         return run_detection(config, context, hooks)
     device = torch.device(context.device)
     with naming_lack_of_memory(config, context):
-        dataset = open_dataset(config.data, context.data_dir, download=context.download, num_workers=context.loader_workers)
+        dataset = open_dataset(
+            config.data,
+            context.data_dir,
+            download=context.download,
+            num_workers=context.loader_workers,
+            is_digested_elsewhere=not team.is_leader,
+        )
         network = _initialized_network(config, dataset, store).to(device)
         predictions = teacher_predictions(config, dataset, context, device)
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks, team)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
-from hsakd.losses import Objective
+from hsakd.losses import LOSS_TERMS, Objective
 from hsakd.models import HierarchicalNet, create_network
 from hsakd.models.backbone import NETWORKS
 from hsakd.network_table import network_table
@@ -29,6 +29,8 @@ TERMS = {
     "kd": (("task", 0.1), ("kd", 0.9)),
     "AB of a rotated objective": (("task", 1.0), ("kl_p", 1.0), ("ab", 1.0)),
 }
+IN_A_ROW = {name for terms in TERMS.values() for name, _ in terms}
+TERMS |= {name: (("task", 1.0), (name, 1.0)) for name in LOSS_TERMS if name not in IN_A_ROW}  # a new term is tested by being registered
 
 
 def test_schedule_is_the_authors() -> None:

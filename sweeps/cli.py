@@ -109,7 +109,7 @@ class SweepOptions:
     ranks_per_trial: int = 1
     """Data-parallel processes of one trial, each with a GPU of one node (with --gpus 0: with --threads CPU threads)."""
     loader_workers: int | None = None
-    """Processes of each rank that decode images which stay in their files; default: 4 with GPUs, else none."""
+    """Processes of each rank that decode images which stay in their files, a CPU each; default: 4 with GPUs, else none."""
     gpu_fraction: tuple[str, ...] = ()
     """NETWORK=FRACTION: the part of a GPU that trials of one network get, instead of 1 / --trials-per-gpu."""
     max_failures: int = 2

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps import detection, transfer
-from sweeps.cli import SweepOptions, parse, parse_time, refuse, run_command
+from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
 from sweeps.live import SweepView, put
@@ -54,7 +54,7 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
         )
     left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done)
     print(f"{len(trials)} trials known, {len(done)} done; multiply-adds left in the known ones: {left:.3g}")
-    slots = options.gpus or cpu_slots(options.threads * options.ranks_per_trial)
+    slots = options.gpus or cpu_slots((options.threads + loader_workers(options, trials.values())) * options.ranks_per_trial)
     searched = read_searched(options, ResultStore(options.out)) if TUNED in options.methods else set[str]()
     result = forecast(options, trials, done | searched, cost, packing, slots)
     unit = "GPU" if options.gpus else "CPU-slot"
@@ -73,9 +73,17 @@ def packing_of(options: SweepOptions) -> Packing:
     return Packing(trials_per_gpu=options.trials_per_gpu, ranks_per_trial=options.ranks_per_trial, fractions=fractions)
 
 
-def cpu_slots(threads: int) -> int:
-    """Return how many trials of `threads` threads this process's cores can run at once, at least 1."""
-    return max(1, num_cores() // threads)
+def loader_workers(options: SweepOptions, trials: Iterable[TrialConfig]) -> int:
+    """Return the processes of each rank that decode images: none where no trial's images stay in their files."""
+    if not any(config.data.augmentation == STREAMED for config in trials):
+        return 0
+    usual = GPU_LOADER_WORKERS if options.gpus else 0
+    return usual if options.loader_workers is None else options.loader_workers
+
+
+def cpu_slots(cpus: int) -> int:
+    """Return how many trials of `cpus` CPUs this process's cores can run at once, at least 1."""
+    return max(1, num_cores() // cpus)
 
 
 def main() -> int:
@@ -189,6 +197,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         refuse(str(error.args[0]))
     except OSError as error:
         refuse(f"--out is {options.out}, of which a file can't be read at the moment ({error}); run the same command again")
+    lost = [config for trial_id, config in schedule.configs.items() if trial_id not in schedule.done]  # e.g. a probe's student
     engine = EngineOptions(
         out=out,
         gpus=options.gpus,
@@ -209,7 +218,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
             "device": "cuda" if options.gpus else "cpu",
             "num_threads": options.threads,
             "num_ranks": options.ranks_per_trial,
-            "loader_workers": options.loader_workers if options.loader_workers is not None else GPU_LOADER_WORKERS if options.gpus else 0,
+            "loader_workers": loader_workers(options, [*lost, *(config for _, config in lines)]),
             "checkpoint_minutes": options.checkpoint_minutes,
             "bank_dir": options.bank_dir.resolve() if options.bank_dir is not None else None,
             "bank_budget_bytes": None if options.bank_budget is None else int(options.bank_budget * 1e9),

@@ -65,11 +65,11 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
 
 def start_ray(options: EngineOptions, folder: Path) -> None:
     """Start a local Ray; on a machine so busy that its processes don't answer in time (Ray waits for 30 s), once more."""
-    trials_at_once = options.gpus * options.packing.most_per_gpu() or options.packing.ranks_per_trial
+    trials_at_once = options.packing.most_at_once(options.gpus)
     for starts_left in reversed(range(RAY_STARTS)):
         try:
             ray.init(
-                num_cpus=max(num_cores(), options.threads * trials_at_once),
+                num_cpus=max(num_cores(), options.cpus_per_trial * trials_at_once),
                 include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,

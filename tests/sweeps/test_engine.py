@@ -20,7 +20,7 @@ from sweeps.attempts import note_error, read_errors
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.engine.cluster import LONGEST_ROOT, temporary_folder
-from sweeps.engine.nodes import Nodes, check_gpus
+from sweeps.engine.nodes import Nodes, check_gpus, num_slots
 from sweeps.engine.options import EngineOptions, Unfit
 from sweeps.engine.searcher import ScheduleSearcher, Searcher, resources_of
 from sweeps.engine.worker import EPOCH_JSON, run_unit
@@ -58,9 +58,22 @@ def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> N
     cores = len(os.sched_getaffinity(0))
     options = EngineOptions(out=tmp_path, gpus=2, packing=Packing(trials_per_gpu=cores), threads=3)
     check_gpus(options, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
-    assert said == [f"{2 * cores} trials of 3 CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
+    assert said == [f"{2 * cores} trials of 3 CPUs each share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
     check_gpus(replace(options, address="auto"), Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
     assert len(said) == 1
+    loading = EngineOptions(out=tmp_path, gpus=2, context={"loader_workers": cores})
+    check_gpus(loading, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
+    assert said[1:] == [f"2 trials of {1 + cores} CPUs each share {cores} CPU cores; fewer --loader-workers may be faster"]
+
+
+def test_processes_that_decode_images_count_as_cpus_of_each_rank(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path, gpus=0, present=6, packing=Packing(ranks_per_trial=2), context={"loader_workers": 1})
+    assert num_slots(searcher.options, searcher.nodes) == 1
+    unit = searcher.suggest("a")
+    assert unit["resources"] == {"CPU": 4}
+    assert searcher.suggest("b") is None
+    searcher.nodes.fit["late"] = {"CPU": 2.0}
+    assert searcher.suggest("b") is not None
 
 
 def test_a_trial_may_wait_for_a_node_whose_check_is_under_way(tmp_path: Path) -> None:

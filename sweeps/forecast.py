@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """`slot_hours` are GPU-hours, or hours of a CPU slot where no GPU is asked for; disk is in bytes, `bank_bytes` per node."""
+    """`slot_hours` are GPU-hours, or hours of a CPU slot where no GPU is asked for; disk is in bytes, that of banks per node."""
 
     num_trials: int
     slot_hours: float
@@ -42,6 +42,7 @@ class Forecast:
     weights_bytes: int
     resume_bytes: int
     bank_bytes: int
+    largest_bank_bytes: int
 
 
 def unique_trials(lines: WorkLines) -> dict[str, TrialConfig]:
@@ -90,6 +91,7 @@ def forecast(
     everything = [*trials.values(), *(config for config, _ in searched)]
     jobs += [item for _, item in searched if item.name not in is_done]
     jobs = [Job(item.name, item.seconds, item.share, tuple(n for n in item.needs if n not in is_done)) for item in jobs]
+    banks = bank_needs(everything).values()
     num_running = packing.most_at_once(num_slots) if options.gpus else max(1, num_slots)
     return Forecast(
         num_trials=sum(item.seconds > 0 for item in jobs),
@@ -97,7 +99,8 @@ def forecast(
         makespan_hours=makespan(jobs, max(1, num_slots)) / 3600,
         weights_bytes=_weights_bytes(options, everything),
         resume_bytes=_resume_bytes(options, everything, num_running),
-        bank_bytes=sum(bank_needs(everything).values()),
+        bank_bytes=sum(banks),
+        largest_bank_bytes=max(banks, default=0),
     )
 
 

@@ -19,7 +19,7 @@ from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps import detection, transfer
 from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
-from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
+from sweeps.forecast import Forecast, forecast, read_done, read_searched, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.presets import PRESETS, TUNED
@@ -64,7 +64,20 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     )
     print(f"disk of --out: {result.weights_bytes / 1e9:.2f} GB of weights, {result.resume_bytes / 1e9:.2f} GB of resume files")
     if options.predictions == "bank":
-        print(f"disk of --bank-dir: at most {result.bank_bytes / 1e9:.4g} GB on a node that has students of every teacher")
+        print(
+            f"disk of --bank-dir: at most {result.bank_bytes / 1e9:.4g} GB on a node that has students of every teacher; "
+            + describe_budget(options.bank_budget, result)
+        )
+
+
+def describe_budget(budget: float | None, result: Forecast) -> str:
+    """Return what a budget in GB (None: the default) means for the banks that a sweep fills."""
+    if budget is None:
+        return "the budget is half of the disk that is free there (--bank-budget)"
+    said, largest = f"the budget is {budget:.4g} GB", result.largest_bank_bytes / 1e9
+    if budget < largest:
+        return f"{said}, but a bank takes up to {largest:.4g} GB: teachers whose bank is larger are asked live"
+    return said if budget >= result.bank_bytes / 1e9 else f"{said}: a bank gives way to others once no trial has it open"
 
 
 def packing_of(options: SweepOptions) -> Packing:

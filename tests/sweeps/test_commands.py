@@ -97,7 +97,7 @@ def test_a_dry_run_says_hours_makespan_disk_and_their_basis(tmp_path: Path) -> N
     assert "GPU-hours" in result.stdout
     assert "h on 16 GPUs (basis: an assumed" in result.stdout
     assert "GB of weights" in result.stdout
-    assert "disk of --bank-dir: at most" in result.stdout
+    assert "the budget is half of the disk that is free there" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["run_pairs.py", "check_study.py", "pruning_report.py"])

@@ -13,6 +13,7 @@ from sweeps.cli import SweepOptions
 from sweeps.cost import ASSUMED_RATES, CostModel, cost_of
 from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, read_searched, unique_trials
 from sweeps.packing import Packing, parse_fractions
+from sweeps.run_pairs import print_plan
 from sweeps.schedule import Schedule
 from sweeps.worklist import Pair, TrialFactory, known_work
 
@@ -119,6 +120,25 @@ def test_a_full_bank_of_cifar100_has_the_known_size() -> None:
     folder = FolderConfig(sha256="0" * 64, num_classes=100, num_train_images=50_000, padding=4, has_flip=True)
     own = DataConfig(dataset="imagefolder", image_size=32, folder=folder)
     assert list(bank_needs([replace(student, data=own)]).values()) == [FULL_BANK]
+
+
+def test_a_dry_run_says_which_banks_the_budget_has_room_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(budget: float | None) -> str:
+        options = SweepOptions(
+            out=tmp_path,
+            preset="digits",
+            pairs=("resnet14-resnet8_half",),
+            methods=("KD", "HSAKD*"),
+            predictions="bank",
+            bank_budget=budget,
+        )
+        print_plan(options, known_work(options))
+        return capsys.readouterr().out.rpartition("; ")[2].strip()
+
+    assert said(None) == "the budget is half of the disk that is free there (--bank-budget)"
+    assert said(1e-6) == "the budget is 1e-06 GB, but a bank takes up to 0.01366 GB: teachers whose bank is larger are asked live"
+    assert said(0.0138) == "the budget is 0.0138 GB: a bank gives way to others once no trial has it open"
+    assert said(0.014) == "the budget is 0.014 GB"
 
 
 def test_what_is_done_is_neither_priced_nor_counted(tmp_path: Path) -> None:

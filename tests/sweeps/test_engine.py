@@ -227,6 +227,27 @@ def test_trials_that_ran_when_a_machines_memory_ended_are_tried_again_one_at_a_t
     assert fresh().packing.host_alone == set(ran)  # the next command's
 
 
+def test_why_a_bank_is_not_used_is_said_once_and_as_soon_as_it_is_known(tmp_path: Path) -> None:
+    said: list[str] = []
+    searcher = searcher_of(tmp_path, present=2)
+    searcher.ends.say = said.append
+    own_ids = []
+    for name in "ab":
+        assert searcher.suggest(name) is not None
+        own_ids.append(searcher.trial_ids[name])
+        epoch = EpochMetrics(
+            trial_id=own_ids[-1], epoch=0, learning_rate=0.1, loss=1.0, loss_terms={"task": 1.0}, predictions_fallback="no room"
+        )
+        searcher.on_epoch(name, {EPOCH_JSON: json.dumps(asdict(epoch))})
+    assert said == ["teachers are asked live: no room"]
+    config, store = searcher.schedule.configs[own_ids[0]], searcher.schedule.store
+    write_complete(store, config)
+    full = TrialRecord.of(config, status="complete", predictions_fallback="bank filling stopped: No space left on device")
+    store.write_trial(full, [])
+    searcher.on_trial_complete("a", {"outcome": "complete"})
+    assert said[-1] == "teachers are asked live: bank filling stopped: No space left on device"
+
+
 def test_attempts_that_died_without_a_word_count_as_those_that_left_one(tmp_path: Path) -> None:
     searcher = searcher_of(tmp_path)
     assert searcher.suggest("a") is not None

@@ -19,7 +19,7 @@ from hsakd.dataset_table import DATASET_TABLE, OWN_IMAGES
 from hsakd.network_table import network_table
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
-from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library
+from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library, needs_whole_batches
 from sweeps.space import SearchBudget, SearchSpace, read_space
 
 O = TypeVar("O")  # noqa: E741 (options)
@@ -229,6 +229,14 @@ class SweepOptions:
         optim, ranks = PRESETS[self.preset].optim, self.ranks_per_trial
         shards, batch_size = self.batch_shards or optim.batch_shards, self.batch_size or optim.batch_size
         _check("batch_shards", shards, batch_size % shards == 0, f"a divisor of the batch's {batch_size} images")
+        for method in self.methods:
+            is_accepted = shards == 1 or not needs_whole_batches(method)
+            _check(
+                "methods",
+                method,
+                is_accepted,
+                f"it with --batch-shards 1, not {shards}, as it compares or remembers the images of whole batches",
+            )
         accepted = f"a divisor of the batch's {shards} parts (--batch-shards), each of which has batch statistics of its own"
         _check("ranks_per_trial", ranks, shards % ranks == 0, accepted)
         _check("ranks_per_trial", ranks, not self.gpus or ranks <= self.gpus, f"at most --gpus, {self.gpus}")

@@ -61,6 +61,10 @@ def test_ranks_take_whole_gpus_and_fewer_trials_run_at_once() -> None:
         ({"ranks_per_trial": 0}, "--ranks-per-trial is 0; accepted: 1 or more"),
         ({"augmentation": "imagenet"}, "--augmentation is imagenet; accepted: nothing but with --dataset imagefolder"),
         ({"loader_workers": -1}, "--loader-workers is -1; accepted: 0 or more"),
+        (
+            {"preset": "imagenet", "methods": ("KD", "DKD", "SP")},
+            "--methods is SP; accepted: it with --batch-shards 1, not 8, as it compares or remembers the images of whole batches",
+        ),
         ({"train_images": 0}, "--train-images is 0; accepted: 1 or more"),
     ],
 )

@@ -26,7 +26,7 @@ O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
 BROKEN_PIPE = 128 + 13
 DATASET_NAMES = tuple(sorted(DATASET_TABLE))
-STREAMED = "imagenet"  # the augmentation whose images stay in their files
+STREAMED = "imagenet"  # the augmentation whose images stay in their files, and the data set that has it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,8 +344,12 @@ class TransferOptions(SweepOptions):
 
     def __post_init__(self) -> None:
         SweepOptions.__post_init__(self)
-        _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(DATASET_NAMES)}")
+        _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(self.dataset_names())}")
         _check("out", str(self.out), (self.out / "plan.parquet").is_file(), "the folder of a sweep")
+
+    def dataset_names(self) -> tuple[str, ...]:
+        """Return what probes are trained on: images in memory, of which their crops are taken."""
+        return tuple(name for name in DATASET_NAMES if name != STREAMED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

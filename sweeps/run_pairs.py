@@ -19,7 +19,7 @@ from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps import detection, transfer
 from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
-from sweeps.forecast import Forecast, forecast, read_done, read_searched, searched_trials, unique_trials
+from sweeps.forecast import Forecast, forecast, packed_seconds, read_done, read_searched, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.presets import PRESETS, TUNED
@@ -42,7 +42,7 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s} {'hours':>7s}  state")
     for entry, config in lines:
         state, name = "done" if entry.trial_id in done else "to do", f"{entry.teacher}-{entry.student}"
-        hours = cost.seconds(config) / 3600
+        hours = packed_seconds(config, options, cost, packing) / 3600
         print(
             f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  "
             f"{cost_of(config):13.3g} {hours:7.2f}  {state}"

@@ -123,6 +123,15 @@ def test_a_full_bank_of_cifar100_has_the_known_size() -> None:
     assert bank_needs([replace(student, data=replace(own, augmentation="imagenet"))]) == {}  # too many crops to be kept
 
 
+def test_a_student_of_streamed_images_asks_its_teacher_at_each_step() -> None:
+    costs = []
+    for predictions in ("live", "bank"):
+        factory = TrialFactory(SweepOptions(out=Path("absent"), preset="imagenet", predictions=predictions))  # type: ignore[arg-type]
+        pair = Pair(teacher="resnet34_imagenet", student="resnet18_imagenet")
+        costs.append(cost_of(factory.hsakd(pair, 0, factory.joint_teacher(pair.teacher, 0))))
+    assert costs[0] == costs[1]
+
+
 def test_both_networks_of_online_distillation_take_disk(tmp_path: Path) -> None:
     methods = ("HSSAKD (online)",)
     options = SweepOptions(out=tmp_path, preset="digits", pairs=("resnet14-resnet8_half",), methods=methods, seeds=1)

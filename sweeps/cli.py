@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -21,6 +21,11 @@ from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
 from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library, needs_whole_batches
 from sweeps.space import SearchBudget, SearchSpace, read_space
+
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
@@ -40,7 +45,7 @@ class SweepOptions:
     """Result folder; shared by all nodes."""
     gpus: int = 0
     """Most GPUs used at once; 0 trains on the CPU."""
-    preset: Literal["paper", "imagenet", "fashion", "digits"] = "paper"
+    preset: PresetName = "paper"
     """Data, pairs and schedule."""
     pairs: tuple[str, ...] = ()
     """TEACHER-STUDENT names; default: the preset's."""
@@ -313,7 +318,7 @@ class TransferOptions(SweepOptions):
 
     students: tuple[str, ...] = ()
     """Table rows whose students are probed; default: all of the folder's."""
-    preset: tyro.conf.Fixed[Literal["paper", "imagenet", "fashion", "digits"]] = "paper"
+    preset: tyro.conf.Fixed[PresetName] = "paper"
     teacher_weights: tyro.conf.Fixed[Path | None] = None
     methods: tyro.conf.Fixed[tuple[str, ...]] = ()
     seeds: tyro.conf.Fixed[int | None] = None

@@ -60,7 +60,8 @@ class SweepOptions:
     search_budget: str | None = None
     """Instead of --trials: 20 (trials) or 12x (as much as 12 full student runs; pruned trials count in part)."""
     space: Path | None = None
-    """TOML file of ranges to search instead of the default ones."""
+    """TOML file of other ranges to search, of lines such as temperature = [1, 10], kl_p = 1.0 (fixed) or placement = ["1+2", "3"]; the
+    other keys are kl_q, branch_weight and learning_rate."""
     top_k: int | None = None
     """Settings of each study that are confirmed with all seeds."""
     epochs: int | None = None

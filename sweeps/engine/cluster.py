@@ -25,7 +25,8 @@ LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/ses
 def temporary_folder() -> Path:
     """Return a new folder that says whose it is, after deleting those of processes that were killed.
 
-    Ray's sockets lie in it and a socket's path is at most 107 characters long, so a long TMPDIR gives way to /tmp.
+    Ray's sockets lie in it and a socket's path is at most 107 characters long, so a TMPDIR of more than
+    `LONGEST_ROOT` characters gives way to /tmp or, where that can't be written, to /dev/shm.
     """
     roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm")]
     root = next((root for root in roots if len(str(root)) <= LONGEST_ROOT and os.access(root, os.W_OK)), roots[0])

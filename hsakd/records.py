@@ -409,12 +409,10 @@ class ResultStore:
         return record.status == "complete" and self.weights_path(record.trial_id).exists()
 
     def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
-        """Return a trial's epochs, or an empty list where there is no readable file."""
-        path = self.epochs_path(trial_id)
+        """Return a trial's epochs, none where there is no readable file; no trial is done again for them, so nothing is set aside."""
         try:
-            return read_rows(path, EpochMetrics) if path.exists() else []
+            return read_rows(self.epochs_path(trial_id), EpochMetrics)
         except ValueError:
-            self.set_aside(path)
             return []
 
     def set_aside(self, path: Path) -> Path:

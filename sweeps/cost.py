@@ -14,9 +14,9 @@ REPRICE_GROWTH = 1.1  # prices are revised when there are a tenth more results t
 
 
 def cost_of(config: TrialConfig) -> float:
-    """Return a trial's cost in multiply-adds; a student that has a bank does not ask its teacher again."""
+    """Return a trial's cost in multiply-adds; a student that has a bank (logits of finitely many crops) does not ask its teacher again."""
     reads_maps = facts_of_terms(name for name, _ in config.objective.terms).reads_features
-    is_live = config.teacher is None or reads_maps or config.numerics.teacher_predictions == "live"
+    is_live = reads_maps or config.data.augmentation != "shift" or config.numerics.teacher_predictions == "live"
     return training_multi_adds(config if is_live else replace(config, teacher=None), num_train_images(config))
 
 

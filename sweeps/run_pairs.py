@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, ResultStore, TrialRecord
-from sweeps.cli import SweepOptions, parse, parse_time, refuse, run_command
+from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
-from sweeps.forecast import forecast, read_done, read_searched, read_shared, searched_trials, unique_trials
+from sweeps.forecast import Forecast, forecast, packed_seconds, read_done, read_searched, read_shared, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.plan_lines import lines_to_keep, rows_that_leave
@@ -42,11 +42,8 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     shared = read_shared(options, trials, done)
     print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s} {'hours':>7s}  state")
     for entry, config in lines:
-        state, name = (
-            "done" if entry.trial_id in done else "shared" if entry.trial_id in shared else "to do",
-            f"{entry.teacher}-{entry.student}",
-        )
-        hours = cost.seconds(config) / 3600
+        state = "done" if entry.trial_id in done else "shared" if entry.trial_id in shared else "to do"
+        name, hours = f"{entry.teacher}-{entry.student}", packed_seconds(config, options, cost, packing) / 3600
         print(
             f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  "
             f"{cost_of(config):13.3g} {hours:7.2f}  {state}"
@@ -59,7 +56,7 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done | shared)
     taken_over = f", {len(shared)} to take over from {options.teachers_from}" if shared else ""
     print(f"{len(trials)} trials known, {len(done)} done{taken_over}; multiply-adds left in the known ones: {left:.3g}")
-    slots = options.gpus or cpu_slots(options.threads * options.ranks_per_trial)
+    slots = options.gpus or cpu_slots((options.threads + loader_workers(options, trials.values())) * options.ranks_per_trial)
     searched = read_searched(options, ResultStore(options.out)) if TUNED in options.methods else set[str]()
     result = forecast(options, trials, done | shared | searched, cost, packing, slots)
     unit = "GPU" if options.gpus else "CPU-slot"
@@ -69,7 +66,20 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     )
     print(f"disk of --out: {result.weights_bytes / 1e9:.2f} GB of weights, {result.resume_bytes / 1e9:.2f} GB of resume files")
     if options.predictions == "bank":
-        print(f"disk of --bank-dir: at most {result.bank_bytes / 1e9:.4g} GB on a node that has students of every teacher")
+        print(
+            f"disk of --bank-dir: at most {result.bank_bytes / 1e9:.4g} GB on a node that has students of every teacher; "
+            + describe_budget(options.bank_budget, result)
+        )
+
+
+def describe_budget(budget: float | None, result: Forecast) -> str:
+    """Return what a budget in GB (None: the default) means for the banks that a sweep fills."""
+    if budget is None:
+        return "the budget is half of the disk that is free there (--bank-budget)"
+    said, largest = f"the budget is {budget:.4g} GB", result.largest_bank_bytes / 1e9
+    if budget < largest:
+        return f"{said}, but a bank takes up to {largest:.4g} GB: teachers whose bank is larger are asked live"
+    return said if budget >= result.bank_bytes / 1e9 else f"{said}: a bank gives way to others once no trial has it open"
 
 
 def packing_of(options: SweepOptions) -> Packing:
@@ -78,9 +88,17 @@ def packing_of(options: SweepOptions) -> Packing:
     return Packing(trials_per_gpu=options.trials_per_gpu, ranks_per_trial=options.ranks_per_trial, fractions=fractions)
 
 
-def cpu_slots(threads: int) -> int:
-    """Return how many trials of `threads` threads this process's cores can run at once, at least 1."""
-    return max(1, num_cores() // threads)
+def loader_workers(options: SweepOptions, trials: Iterable[TrialConfig]) -> int:
+    """Return the processes of each rank that decode images: none where no trial's images stay in their files."""
+    if not any(config.data.augmentation == STREAMED for config in trials):
+        return 0
+    usual = GPU_LOADER_WORKERS if options.gpus else 0
+    return usual if options.loader_workers is None else options.loader_workers
+
+
+def cpu_slots(cpus: int) -> int:
+    """Return how many trials of `cpus` CPUs this process's cores can run at once, at least 1."""
+    return max(1, num_cores() // cpus)
 
 
 def main() -> int:
@@ -179,6 +197,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         refuse(str(error.args[0]))
     except OSError as error:
         refuse(f"--out is {options.out}, of which a file can't be read at the moment ({error}); run the same command again")
+    lost = [config for trial_id, config in schedule.configs.items() if trial_id not in schedule.done]  # e.g. a probe's student
     engine = EngineOptions(
         out=out,
         gpus=options.gpus,
@@ -199,7 +218,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
             "device": "cuda" if options.gpus else "cpu",
             "num_threads": options.threads,
             "num_ranks": options.ranks_per_trial,
-            "loader_workers": options.loader_workers if options.loader_workers is not None else GPU_LOADER_WORKERS if options.gpus else 0,
+            "loader_workers": loader_workers(options, [*lost, *(config for _, config in lines)]),
             "checkpoint_minutes": options.checkpoint_minutes,
             "bank_dir": options.bank_dir.resolve() if options.bank_dir is not None else None,
             "bank_budget_bytes": None if options.bank_budget is None else int(options.bank_budget * 1e9),

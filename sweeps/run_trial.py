@@ -23,7 +23,9 @@ class TrialOptions:
     runs: Path | None = None
     """The folder in which a trial id is looked up; default: --out."""
     data_dir: Path | None = None
-    """Where data sets lie."""
+    """Where data sets lie (or go, with --download)."""
+    download: bool = False
+    """Fetch the data set into --data-dir if it isn't there."""
     device: str = "cpu"
     """Torch device."""
     threads: int = 1
@@ -86,7 +88,9 @@ def main() -> int:
     from hsakd.training.trial import RunContext, TrialOutOfMemory, run_trial
 
     store, runs = ResultStore(options.out.resolve()), ResultStore((options.runs or options.out).resolve())
-    context = RunContext(store=store, data_dir=options.data_dir, device=options.device, num_threads=options.threads)
+    context = RunContext(
+        store=store, data_dir=options.data_dir, download=options.download, device=options.device, num_threads=options.threads
+    )
     try:
         config = find_config(options.trial, runs)
         check_device(options.device)

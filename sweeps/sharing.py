@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from hsakd.config import TrialConfig
 from hsakd.models.checkpoints import weights_sha256
 from hsakd.records import ResultStore, TrialRecord, replacing
-from sweeps.status import peek_epochs
 
 
 class TeacherSource:
@@ -42,7 +41,7 @@ class TeacherSource:
             self.news.append(f"not shared: {trial_id} ({config.network}) of {self.source.root} isn't what its record says")
             return None
         link_or_copy(self.source.weights_path(trial_id), self.own.weights_path(trial_id))
-        self.own.write_trial(record, peek_epochs(self.source, trial_id))
+        self.own.write_trial(record, self.source.read_epochs(trial_id))
         self.news.append(f"shared: {trial_id} ({config.network}, {config.role}) from {self.source.root}")
         return record
 

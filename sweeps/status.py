@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord, read_rows
+from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
 
@@ -70,14 +70,6 @@ def read_records(store: ResultStore) -> dict[str, TrialRecord]:
     """Return all readable records; unlike the driver, a reader sets nothing aside."""
     records = {trial_id: store.peek_trial(trial_id) for trial_id in store.trial_ids()}
     return {trial_id: record for trial_id, record in records.items() if record is not None}
-
-
-def peek_epochs(store: ResultStore, trial_id: str) -> list[EpochMetrics]:
-    """Return a trial's epochs, none where they can't be read; sets nothing aside either."""
-    try:
-        return read_rows(store.epochs_path(trial_id), EpochMetrics)
-    except ValueError:
-        return []
 
 
 def state_of(entry: PlanEntry, records: dict[str, TrialRecord], progress: Progress | None) -> str:

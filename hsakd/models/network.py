@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, HeightAwareStage, PartInit
-from hsakd.models.timm_networks import PREFIX, timm_spec
+from hsakd.models.timm_networks import timm_spec
+from hsakd.network_table import TIMM
 
 Initialization = Literal["he", "authors"]
 
@@ -180,7 +181,7 @@ def create_network(
 
 def find_spec(name: str, *, seed: int = 0) -> BackboneSpec:
     """Return the stage table of a name: a registered network, or `timm/<model>`."""
-    return timm_spec(name, _stream(name, "extractor", seed)) if name.startswith(PREFIX) else NETWORKS[name]()
+    return timm_spec(name, _stream(name, "extractor", seed)) if name.startswith(TIMM) else NETWORKS[name]()
 
 
 def _stream(name: str, path: str, seed: int) -> int:

@@ -44,6 +44,7 @@ class Ends:
         self.failures: dict[str, int] = {}
         self.crashes: Counter[str] = Counter()  # failed attempts of this command's
         self.pruned: set[str] = set()
+        self.fallbacks: set[str] = set()  # why banks were not used or filled, as far as said
         lacking: set[str] = set()
         for trial_id, config in schedule.configs.items():
             errors = [] if trial_id in schedule.done else list(filter(ran_out_of_memory, read_errors(schedule.store, trial_id)))
@@ -63,6 +64,7 @@ class Ends:
         config = self.schedule.configs[own_id]
         self.epochs[own_id] = [row for row in self.epochs[own_id] if row.epoch < metrics.epoch] + [metrics]
         self.schedule.cost.observe_epochs(config, self.epochs[own_id])
+        self._say_once(metrics.predictions_fallback)
         try:
             is_pruned = self.schedule.on_epoch(own_id, metrics) and metrics.epoch + 1 < config.optim.epochs
         except OSError as error:
@@ -137,8 +139,15 @@ class Ends:
         schedule.complete(own_id, record)
         news = record.result or record.error.partition("\n")[0]
         self.say(f"{record.status:8s} {describe(config)}  {news}")
+        self._say_once(record.predictions_fallback)
         if (sentence := doubt(record)) is not None:
             self.say(sentence)
+
+    def _say_once(self, fallback: str) -> None:
+        """Say why a bank is not used, or filled no further: of a whole sweep's trials it is mostly the same."""
+        if fallback and fallback not in self.fallbacks:
+            self.fallbacks.add(fallback)
+            self.say(f"teachers are asked live: {fallback}")
 
     def take_lack_of_host_memory(self, reason: str, own_ids: list[str]) -> None:
         """Tell the schedule that Ray killed workers since their node ran low on memory: it doesn't say whose, so all that Ray had

@@ -57,8 +57,8 @@ class Nodes:
             if self.expected is None:
                 self.fit[name] = node["Resources"]
                 continue
-            if (cpus := int(node["Resources"].get("CPU", 0))) < self.options.threads_per_trial:
-                self.avoid(name, f"it has {cpus} CPUs, a trial's --threads are {self.options.threads_per_trial}")
+            if (cpus := int(node["Resources"].get("CPU", 0))) < self.options.cpus_per_trial:
+                self.avoid(name, f"it has {cpus} CPUs, a trial takes {self.options.cpus_per_trial} (--threads, --loader-workers)")
                 continue
             where = NodeAffinitySchedulingStrategy(name, soft=False)
             task = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
@@ -150,15 +150,16 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
             raise Unfit(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
         say(f"the cluster has {present} of {options.gpus} GPUs; more are used as nodes join")
     num_trials, cores = options.packing.most_at_once(min(present, options.gpus)), num_cores()
-    if options.address is None and num_trials * options.threads_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
-        say(f"{num_trials} trials of {options.threads_per_trial} CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster")
+    if options.address is None and num_trials * options.cpus_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
+        fewer = "--loader-workers" if options.context.get("loader_workers") else "--trials-per-gpu"
+        say(f"{num_trials} trials of {options.cpus_per_trial} CPUs each share {cores} CPU cores; fewer {fewer} may be faster")
     ranks = options.packing.ranks_per_trial
     if ranks > 1 and ranks > (largest := int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))):
         raise Unfit(f"--ranks-per-trial is {ranks}, but no node has more than {largest} GPUs; a trial's ranks are on one node")
 
 
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:
-    """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / threads per trial; at least 1."""
+    """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / CPUs per trial; at least 1."""
     if options.gpus:
         return options.packing.most_at_once(options.gpus)
-    return max(1, int(nodes.num_present) // options.threads_per_trial)
+    return max(1, int(nodes.num_present) // options.cpus_per_trial)

@@ -57,7 +57,7 @@ class Watch(tune.Callback):
         schedule = searcher.schedule
         epochs = {trial_id: len(searcher.ends.epochs.get(trial_id, [])) for trial_id in running}
         options, packing = searcher.options, searcher.packing
-        per_slot = packing.ranks_per_trial / packing.trials_per_gpu if options.gpus else options.threads_per_trial
+        per_slot = packing.ranks_per_trial / packing.trials_per_gpu if options.gpus else options.cpus_per_trial
         at_once = schedule.num_slots = max(1.0, searcher.nodes.num_present / per_slot)
         schedule.epochs_done = epochs
         schedule.forecast_seconds = schedule.seconds_left()

@@ -20,7 +20,7 @@ from sweeps.attempts import note_error, read_errors
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.engine.cluster import LONGEST_ROOT, temporary_folder
-from sweeps.engine.nodes import Nodes, check_gpus
+from sweeps.engine.nodes import Nodes, check_gpus, num_slots
 from sweeps.engine.options import EngineOptions, Unfit
 from sweeps.engine.searcher import ScheduleSearcher, Searcher, resources_of
 from sweeps.engine.worker import EPOCH_JSON, run_unit
@@ -58,9 +58,22 @@ def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> N
     cores = len(os.sched_getaffinity(0))
     options = EngineOptions(out=tmp_path, gpus=2, packing=Packing(trials_per_gpu=cores), threads=3)
     check_gpus(options, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
-    assert said == [f"{2 * cores} trials of 3 CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
+    assert said == [f"{2 * cores} trials of 3 CPUs each share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
     check_gpus(replace(options, address="auto"), Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
     assert len(said) == 1
+    loading = EngineOptions(out=tmp_path, gpus=2, context={"loader_workers": cores})
+    check_gpus(loading, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
+    assert said[1:] == [f"2 trials of {1 + cores} CPUs each share {cores} CPU cores; fewer --loader-workers may be faster"]
+
+
+def test_processes_that_decode_images_count_as_cpus_of_each_rank(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path, gpus=0, present=6, packing=Packing(ranks_per_trial=2), context={"loader_workers": 1})
+    assert num_slots(searcher.options, searcher.nodes) == 1
+    unit = searcher.suggest("a")
+    assert unit["resources"] == {"CPU": 4}
+    assert searcher.suggest("b") is None
+    searcher.nodes.fit["late"] = {"CPU": 2.0}
+    assert searcher.suggest("b") is not None
 
 
 def test_a_trial_may_wait_for_a_node_whose_check_is_under_way(tmp_path: Path) -> None:
@@ -212,6 +225,27 @@ def test_trials_that_ran_when_a_machines_memory_ended_are_tried_again_one_at_a_t
     assert [(record.status, record.attempts) for record in records if record is not None] == [("out_of_memory", 2)]
     assert packing.fractions == fresh().packing.fractions == {"resnet8_half": 1 / 3}
     assert fresh().packing.host_alone == set(ran)  # the next command's
+
+
+def test_why_a_bank_is_not_used_is_said_once_and_as_soon_as_it_is_known(tmp_path: Path) -> None:
+    said: list[str] = []
+    searcher = searcher_of(tmp_path, present=2)
+    searcher.ends.say = said.append
+    own_ids = []
+    for name in "ab":
+        assert searcher.suggest(name) is not None
+        own_ids.append(searcher.trial_ids[name])
+        epoch = EpochMetrics(
+            trial_id=own_ids[-1], epoch=0, learning_rate=0.1, loss=1.0, loss_terms={"task": 1.0}, predictions_fallback="no room"
+        )
+        searcher.on_epoch(name, {EPOCH_JSON: json.dumps(asdict(epoch))})
+    assert said == ["teachers are asked live: no room"]
+    config, store = searcher.schedule.configs[own_ids[0]], searcher.schedule.store
+    write_complete(store, config)
+    full = TrialRecord.of(config, status="complete", predictions_fallback="bank filling stopped: No space left on device")
+    store.write_trial(full, [])
+    searcher.on_trial_complete("a", {"outcome": "complete"})
+    assert said[-1] == "teachers are asked live: bank filling stopped: No space left on device"
 
 
 def test_attempts_that_died_without_a_word_count_as_those_that_left_one(tmp_path: Path) -> None:

@@ -396,6 +396,7 @@ def fit(
             if action != GO_ON:
                 save(epoch, step, time.monotonic() - started)
             if action == STOP:
+                team.barrier()  # the first rank that ends is the end of all, the leader still writing or not
                 raise TrialInterrupted(f"trial {config.trial_id} stopped at epoch {epoch}, step {step}")
             training_step(
                 trained,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -28,6 +29,8 @@ class TrialOptions:
     """Torch device."""
     threads: int = 1
     """CPU threads."""
+    branch_accuracies: Literal["last", "every"] = "last"
+    """After which epochs the auxiliary classifiers are tested, over all rotations; the numbers are in OUT/epochs."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -86,7 +89,13 @@ def main() -> int:
     from hsakd.training.trial import RunContext, TrialOutOfMemory, run_trial
 
     store, runs = ResultStore(options.out.resolve()), ResultStore((options.runs or options.out).resolve())
-    context = RunContext(store=store, data_dir=options.data_dir, device=options.device, num_threads=options.threads)
+    context = RunContext(
+        store=store,
+        data_dir=options.data_dir,
+        device=options.device,
+        num_threads=options.threads,
+        branch_accuracies=options.branch_accuracies,
+    )
     try:
         config = find_config(options.trial, runs)
         check_device(options.device)

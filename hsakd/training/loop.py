@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,14 @@ class FitResult:
     """The epochs of a training and the last one's accuracy with its branches; `earlier_seconds` are what earlier attempts took.
 
     A training whose loss became NaN or infinite ends there: `diverged_step` is the 0-based step of the whole training, `accuracy` None.
+    So does one whose logits of test images are not finite after an epoch, with its last step; `error` says which of the two it was.
     """
 
     epochs: list[EpochMetrics]
     accuracy: Accuracy | None
     peer_accuracy: Accuracy | None = None
     diverged_step: int | None = None
+    error: str = ""
     earlier_seconds: float = 0.0
 
 
@@ -50,13 +52,14 @@ class FitResult:
 class LoopHooks:
     """What the outside may ask of the loop: where to checkpoint and how often, whom to tell, when to stop.
 
-    The attempt began at `started`, of the monotonic clock.
+    `branch_accuracies` are measured after the last epoch, or after every one. The attempt began at `started`, of the monotonic clock.
     """
 
     checkpoint_dir: Path | None = None
     checkpoint_seconds: float = 600.0
     on_epoch: Callable[[EpochMetrics], None] | None = None
     should_stop: Callable[[], bool] | None = None
+    branch_accuracies: Literal["last", "every"] = "last"
     attempt: int = 1
     started: float = field(default_factory=time.monotonic)
 
@@ -371,12 +374,16 @@ def fit(
             },
         )
 
+    def diverged(step: int, error: str) -> FitResult:
+        return FitResult(epochs=epochs, accuracy=None, diverged_step=step, error=error, earlier_seconds=earlier_seconds)
+
     def accuracy_of(member: HierarchicalNet, part: str, *, with_branches: bool = False) -> Accuracy:
         batches = data.evaluation_batches(part, rank=team.rank, size=team.size)
         return evaluate_batches(
             member, batches, num_images=data.num_images(part), mean=data.mean, std=data.std, with_branches=with_branches, team=team
         )
 
+    test, peer_test = None, None
     for epoch in range(first_epoch, optim.epochs):
         stage = stage_at(stages, epoch)
         stage_epoch = epoch - stage.first_epoch
@@ -419,7 +426,7 @@ def fit(
         mean_loss, mean_terms = losses.means(steps_per_epoch * num_shards)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:
-            return FitResult(epochs=epochs, accuracy=None, diverged_step=bad, earlier_seconds=earlier_seconds)
+            return diverged(bad, f"loss is not finite at step {bad}")
         if epoch < 0:  # pre-training: nothing to evaluate; its seconds count as the first epoch's, its momentum ends with it
             if epoch == -1:
                 optimizer = make_optimizer(trainable, optim)
@@ -429,9 +436,13 @@ def fit(
             continue
         evaluation_started = time.monotonic()
         team.share_buffers(network)
-        test = accuracy_of(network, "test")
+        with_branches = hooks.branch_accuracies == "every" or epoch == optim.epochs - 1
+        test = accuracy_of(network, "test", with_branches=with_branches)
         val = accuracy_of(network, "val") if data.num_images("val") else None
         peer_test = accuracy_of(network.peer, "test") if network.peer is not None else None
+        if test.num_not_finite or (peer_test is not None and peer_test.num_not_finite):  # no later step tells of the last update
+            last = (epoch + 1 - stages[0].first_epoch) * steps_per_epoch - 1
+            return diverged(last, f"logits are not finite after step {last}")
         epochs.append(
             EpochMetrics(
                 trial_id=config.trial_id,
@@ -444,6 +455,8 @@ def fit(
                 top5_test=test.top5,
                 top1_val=None if val is None else val.top1,
                 top1_test_peer=None if peer_test is None else peer_test.top1,
+                branch_top1_joint=test.branch_top1_joint,
+                branch_top1_class=test.branch_top1_class,
                 train_seconds=train_seconds,
                 eval_seconds=time.monotonic() - evaluation_started,
                 bank_hits=service.hits,
@@ -457,11 +470,10 @@ def fit(
         save(epoch + 1, 0, 0.0)
         if hooks.on_epoch is not None:
             hooks.on_epoch(epochs[-1])
-    final, peer_final = (
-        accuracy_of(member, "test", with_branches=len(member.taps) > 0) if member is not None else None
-        for member in (network, network.peer)
-    )
-    return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final, earlier_seconds=earlier_seconds)
+    if test is None:  # nothing was left to train: imported weights, or a checkpoint of the end
+        test = accuracy_of(network, "test", with_branches=True)
+        peer_test = accuracy_of(network.peer, "test") if network.peer is not None else None
+    return FitResult(epochs=epochs, accuracy=test, peer_accuracy=peer_test, earlier_seconds=earlier_seconds)
 
 
 def _load_together(folder: Path | None, trial_id: str, team: Team) -> dict[str, Any] | None:

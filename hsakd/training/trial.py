@@ -54,7 +54,8 @@ class RunContext:
     `bank_dir` and `bank_budget_bytes` are for teacher predictions (None: the defaults of `hsakd.training.bank`). `keep_checkpoints`
     "all" keeps resume files of finished trials, "last" their final weights only, "none" neither (for trials that nobody's teacher is).
     `git_commit` None asks git (a node that got the code through Ray has no checkout). `num_ranks` processes share the trial's batches, on
-    a device each; `loader_workers` processes of each decode images that stay in their files.
+    a device each; `loader_workers` processes of each decode images that stay in their files. `branch_accuracies`, over all rotations, are
+    measured after the last epoch, or after every one.
     """
 
     store: ResultStore
@@ -70,6 +71,7 @@ class RunContext:
     git_commit: str | None = None
     num_ranks: int = 1
     loader_workers: int = 0
+    branch_accuracies: Literal["last", "every"] = "last"
 
 
 def run_trial(
@@ -83,9 +85,9 @@ def run_trial(
     """Train, evaluate and record one trial, or return its record if it is already finished.
 
     An unfinished trial goes on from its checkpoint; a corrupted checkpoint is set aside and the trial starts anew. The weights are
-    written before the epochs, the epochs before the row: a row that exists is complete. A non-finite loss is a record with status
-    "diverged". With `num_ranks` above 1 the work is done by that many processes, which end with this call; each of them calls this with
-    its `team`, and only the leader writes.
+    written before the epochs, the epochs before the row: a row that exists is complete. A loss, or a logit of a test image, that is not
+    finite is a record with status "diverged". With `num_ranks` above 1 the work is done by that many processes, which end with this call;
+    each of them calls this with its `team`, and only the leader writes.
 
     Raises:
         KeyError, ValueError: an unknown name, missing data, or a value that doesn't fit.
@@ -109,6 +111,7 @@ def run_trial(
         checkpoint_seconds=60 * context.checkpoint_minutes,
         on_epoch=report,
         should_stop=should_stop,
+        branch_accuracies=context.branch_accuracies,
         attempt=context.attempt,
     )
     if config.detection is not None:
@@ -141,7 +144,7 @@ def run_trial(
     record = TrialRecord.of(
         config,
         status="complete" if accuracy is not None else "diverged",
-        error="" if accuracy is not None else f"loss is not finite at step {fit_result.diverged_step}",
+        error=fit_result.error,
         attempts=context.attempt,
         epochs_done=len(epochs),
         top1_last=accuracy.top1 if accuracy is not None else None,

@@ -10,7 +10,7 @@ import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.records import EpochMetrics, ResultStore
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointNotWritten
+from hsakd.training.evaluate import Accuracy, evaluate_batches
 from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, TrialOutOfMemory, run_trial
 
 if TYPE_CHECKING:
@@ -326,6 +327,36 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged_with_its_step(tmp_
     assert record.error == f"loss is not finite at step {record.diverged_step}"
     assert record.top1_last is None
     assert ResultStore(tmp_path).read_trial(config.trial_id) == record
+
+
+def test_a_last_update_that_leaves_no_finite_logit_is_a_divergence(tmp_path: Path) -> None:
+    config = replace(BASELINE, optim=replace(OPTIM, epochs=1, batch_size=160, milestones=(), learning_rate=1e38))
+    record = run_trial(config, context(tmp_path))
+    assert (record.status, record.diverged_step, record.error) == ("diverged", 0, "logits are not finite after step 0")
+    assert (record.top1_last, record.epochs_done, record.has_weights) == (None, 0, False)
+
+
+def test_the_branches_are_tested_after_the_last_epoch_or_on_request_after_every_one(finished: Path, tmp_path: Path) -> None:
+    record, usual = run_trial(JOINT, context(finished)), ResultStore(finished).read_epochs(JOINT.trial_id)
+    assert run_trial(JOINT, context(tmp_path, branch_accuracies="every")).weights_sha256 == record.weights_sha256
+    asked = ResultStore(tmp_path).read_epochs(JOINT.trial_id)
+    assert [[len(row.branch_top1_joint) for row in rows] for rows in (usual, asked)] == [[0, 0, 3], [3, 3, 3]]
+    assert [row.top1_test for row in usual] == [row.top1_test for row in asked]
+    for rows in (usual, asked):
+        assert (rows[-1].branch_top1_joint, rows[-1].branch_top1_class) == (record.branch_top1_joint, record.branch_top1_class)
+        assert rows[-1].top1_test == record.top1_last
+
+
+def test_the_test_images_are_seen_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[bool] = []
+
+    def counted(*values: Any, with_branches: bool, **named: Any) -> Accuracy:
+        passes.append(with_branches)
+        return evaluate_batches(*values, with_branches=with_branches, **named)
+
+    monkeypatch.setattr("hsakd.training.loop.evaluate_batches", counted)
+    run_trial(replace(BASELINE, data=replace(DATA, validation_fraction=0.0)), context(tmp_path))
+    assert passes == [False, False, True]
 
 
 def test_a_student_without_its_teacher_says_which_trial_is_missing(tmp_path: Path) -> None:

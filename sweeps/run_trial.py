@@ -47,7 +47,7 @@ def find_config(trial: str, runs: ResultStore) -> TrialConfig:
         except (ValueError, KeyError, OSError) as error:
             reason = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
             raise ValueError(f"trial is {trial}; accepted: a JSON file of a trial's configuration ({reason})") from error
-    record = runs.read_trial(trial)
+    record = runs.peek_trial(trial)
     if record is not None:
         return record.config
     entry = next((entry for entry in runs.read_plan() if entry.trial_id == trial), None)

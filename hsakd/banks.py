@@ -14,6 +14,7 @@ import tyro
 from hsakd.config import NumericsConfig, ObjectiveConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.data.views import ViewSpace, rotate_rows
+from hsakd.devices import parameter_dtype
 from hsakd.records import ResultStore
 from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, is_in_use, locked
 from hsakd.training.loop import gather_batch
@@ -153,7 +154,7 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     if predictions is None or predictions.source != "bank":
         raise ValueError(f"bank_dir is {root}; {predictions.fallback if predictions is not None else 'no teacher'}")
     data = dataset.to(device)
-    dtype = torch.float64 if options.precision == "float64" else torch.float32
+    dtype = parameter_dtype(numerics)
     for view in range(num_views):
         for indices in torch.split(torch.arange(len(dataset.train_labels)), options.batch_size):
             batch = gather_batch(data, indices, torch.full_like(indices, view), dtype=dtype)

@@ -16,7 +16,7 @@ from hsakd.config import NumericsConfig, OptimConfig, TrialConfig
 from hsakd.data.datasets import Dataset
 from hsakd.data.streams import Chunk, StreamedImages, TrainingData
 from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
-from hsakd.devices import autocasting, sent
+from hsakd.devices import autocasting, parameter_dtype, sent
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet, Output
 from hsakd.records import EpochMetrics
@@ -294,7 +294,7 @@ def fit(
     objective = Objective.from_config(config.objective).with_modules(lambda: term_context(config, network, dataset))
     optim, batch_size = config.optim, config.optim.batch_size
     stages = training_stages(objective, optim)
-    dtype = torch.float64 if config.numerics.precision == "float64" else torch.float32
+    dtype = parameter_dtype(config.numerics)
     autocast = torch.bfloat16 if config.numerics.precision == "bfloat16" else None
     data = dataset.to(device)
     if prefers_channels_last(network, config.numerics):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from hsakd.config import NumericsConfig, TrialConfig
 from hsakd.data.streams import TrainingData, open_dataset
+from hsakd.devices import parameter_dtype
 from hsakd.losses.objective import Objective
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
 from hsakd.models.checkpoints import load_weights, save_weights, weights_sha256
@@ -259,7 +260,7 @@ def _initialized_network(config: TrialConfig, dataset: TrainingData, store: Resu
         taps=config.taps,
         seed=config.seed,
         initialization=config.numerics.initialization,
-    )
+    ).to(parameter_dtype(config.numerics))  # before any weights come in, which would be rounded
     if config.imported_sha256 is not None:
         load_weights(network, store.imported_path(config.imported_sha256))
     if config.backbone is not None:
@@ -268,20 +269,23 @@ def _initialized_network(config: TrialConfig, dataset: TrainingData, store: Resu
         network.freeze_backbone(trains_head=is_probe)
     if config.peer is not None:
         attach_peer(network, config)
-    return network.double() if config.numerics.precision == "float64" else network
+    return network
 
 
 def teacher_predictions(config: TrialConfig, dataset: TrainingData, context: RunContext, device: torch.device) -> TeacherPredictions | None:
-    """Return what a student's objective asks its teacher through; None where it asks no teacher."""
+    """Return what a student's objective asks its teacher through; None where it asks no teacher.
+
+    Raises:
+        ValueError: the student has a tap that its teacher lacks.
+        MissingTeacher: the teacher has no finished weights.
+    """
     objective = Objective.from_config(config.objective)
     if config.teacher is None or not objective.reads_teacher:
         return None
     teacher = create_network(
         config.teacher.network, num_classes=dataset.num_classes, num_rotations=config.num_rotations, taps=config.teacher.taps
-    )
+    ).to(parameter_dtype(config.numerics))
     _load_required_weights(teacher, context.store, config.teacher)
-    if config.numerics.precision == "float64":
-        teacher = teacher.double()
     taps = config.taps if config.taps is not None else teacher.taps
     branches = taps if objective.reads_teacher_branches else ()
     if not set(branches) <= set(teacher.taps):
@@ -363,7 +367,7 @@ def _peak_memory_bytes(device: torch.device) -> int:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", "torchvision", "hsakd-sweeper")
+    packages = ("torch", "numpy", "torchvision", "timm", "torchdistill", "pycocotools", "hsakd-sweeper")
     found = {
         name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages
     }  # a node may have got ours through Ray

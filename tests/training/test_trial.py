@@ -1,6 +1,8 @@
 """Whole trials on the embedded digits: roles, idempotence, death and resumption, divergence."""
 
 import errno
+import importlib.metadata
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -18,10 +20,12 @@ import torch
 from safetensors.torch import load_file
 
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.data import load_dataset
 from hsakd.records import EpochMetrics, ResultStore
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointNotWritten
 from hsakd.training.evaluate import Accuracy, evaluate_batches
-from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, TrialOutOfMemory, run_trial
+from hsakd.training.predictions import LivePredictions
+from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, TrialOutOfMemory, run_trial, teacher_predictions
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
@@ -72,6 +76,8 @@ def test_every_kind_of_trial_is_recorded_with_its_provenance(finished: Path) -> 
     student = store.read_trial(STUDENT.trial_id)
     assert student is not None
     assert student.teacher_weights_sha256 == teacher.weights_sha256 != ""
+    others = [name for name in ("torch", "timm", "torchdistill", "pycocotools") if importlib.util.find_spec(name) is not None]
+    assert {name: student.versions.get(name) for name in others} == {name: importlib.metadata.version(name) for name in others}
 
 
 @pytest.mark.parametrize(
@@ -345,6 +351,22 @@ def test_the_branches_are_tested_after_the_last_epoch_or_on_request_after_every_
     for rows in (usual, asked):
         assert (rows[-1].branch_top1_joint, rows[-1].branch_top1_class) == (record.branch_top1_joint, record.branch_top1_class)
         assert rows[-1].top1_test == record.top1_last
+
+
+def test_a_float64_trial_reads_the_weights_of_others_unrounded(tmp_path: Path) -> None:
+    exact, own = NumericsConfig(precision="float64"), context(tmp_path)
+    backbone, joint, student = (replace(config, numerics=exact) for config in (BASELINE, JOINT, STUDENT))
+    frozen, student = replace(joint, backbone=backbone), replace(student, teacher=joint)
+    for config in (backbone, frozen, joint):
+        run_trial(config, own)
+    files = [load_file(own.store.weights_path(config.trial_id)) for config in (backbone, frozen, joint)]
+    for name, tensor in files[0].items():
+        assert torch.equal(files[1][name], tensor), name
+    live = teacher_predictions(student, load_dataset(DATA), own, torch.device("cpu"))
+    assert isinstance(live, LivePredictions)
+    asked = live.answer.state_dict()
+    for name, tensor in files[2].items():
+        assert torch.equal(asked[f"network.{name}"], tensor), name
 
 
 def test_the_test_images_are_seen_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """`fit`: the only epoch and step loop. Baselines, teachers, students, ablations and comparators differ in their objective only."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from hsakd.devices import autocasting, parameter_dtype, sent
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet, Output
 from hsakd.records import EpochMetrics
+from hsakd.seeds import seed_of
 from hsakd.training.checkpoint import CheckpointCorrupt, discard_unfinished, load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate_batches
 from hsakd.training.mutual import mutual_loss
@@ -76,8 +76,7 @@ def learning_rate_at(optim: OptimConfig, epoch: int, step: int, steps_per_epoch:
 
 def epoch_stream(dataset: TrainingData, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Return the epoch's image order and view ids, [n] each, on the CPU; they depend on the data, the split and the seed only."""
-    digest = hashlib.sha256(f"{dataset.fingerprint}/{seed}/{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(dataset.fingerprint, seed, epoch))
     num_images = len(dataset.train_labels)
     order = torch.randperm(num_images, generator=generator)
     return order, torch.randint(dataset.views.num_views, (num_images,), generator=generator)

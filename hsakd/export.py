@@ -56,8 +56,8 @@ def find_trial(trial: str, runs: Path) -> tuple[ResultStore, TrialRecord]:
     path = Path(trial)
     store = ResultStore(path.resolve().parents[1] if path.suffix == ".parquet" else runs)
     trial_id = path.stem if path.suffix == ".parquet" else trial
-    record = store.finished(trial_id) if trial_id in store.trial_ids() else None
-    if record is None or record.status != "complete":
+    record = store.peek_trial(trial_id)
+    if record is None or record.status != "complete" or not store.is_finished(record):
         lines = [entry for entry in store.read_plan() if entry.purpose == "report" and store.trial_path(entry.trial_id).exists()]
         known = ", ".join(f"{entry.trial_id} ({entry.method}, {entry.student}, seed {entry.seed})" for entry in lines)
         raise ValueError(f"trial is {trial!r}; accepted: a complete trial of {store.root}{': ' + known if known else ', which has none'}")

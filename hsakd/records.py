@@ -58,6 +58,8 @@ class EpochMetrics:
     top1_val: float | None = _column("per cent", None)
     top1_test_peer: float | None = _column("per cent, of the peer in online mutual distillation", None)
     map50_test: float | None = _column("per cent, mAP of a detector: VOC 2007's, at IoU 0.5", None)
+    branch_top1_joint: list[float] = field(default_factory=list, metadata={"unit": "per cent, as the trial's; empty unless measured"})
+    branch_top1_class: list[float] = field(default_factory=list, metadata={"unit": "per cent, as the trial's; empty unless measured"})
     train_seconds: float = _column("seconds", 0.0)
     eval_seconds: float = _column("seconds", 0.0)
     bank_hits: int = _column("images", 0)

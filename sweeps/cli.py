@@ -101,7 +101,7 @@ class SweepOptions:
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory format; auto: each family's faster one on CPUs, no on GPUs."""
     compile: bool = False
-    """Compile every network with torch.compile."""
+    """Compile each trained network with torch.compile; its teacher, or a peer, runs as it is."""
     tf32: bool = False
     """Let GPUs round float32 products to TF32."""
     deterministic: bool = False

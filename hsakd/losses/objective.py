@@ -1,6 +1,5 @@
 """What a loss term may read (`Step`), and a table of named, weighted terms (`Objective`)."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from hsakd.config import ObjectiveConfig, OptimConfig
 from hsakd.registry import Registry
+from hsakd.seeds import seed_of
 
 EXTRAS = {"torchdistill": "comparators"}  # a library that terms may need -> the extra of this package that installs it
 AUTHORS_EPOCHS = 240  # the CIFAR-100 schedule that published numbers of epochs (warm-up, pre-training) belong to
@@ -342,5 +342,5 @@ def build_module(name: str, context: TermContext) -> TermModule:
     build = LOSS_TERMS[name].build
     assert build is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{name}/{context.seed}".encode()).digest()[:8], "little") >> 1)
+        torch.manual_seed(seed_of(name, context.seed))
         return build(context)

@@ -41,9 +41,10 @@ class StatusOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What a driver at work says of itself: the epochs of each running trial, the slots, and the seconds left with their basis."""
+    """What a driver at work says of itself: its process, the epochs of each running trial, the slots, the seconds left with their basis."""
 
     host: str
+    pid: int
     running: dict[str, int]
     slots: float
     seconds_left: float
@@ -58,6 +59,7 @@ def read_progress(store: ResultStore) -> Progress | None:
         values, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
         return Progress(
             host=str(values["host"]),
+            pid=int(values["pid"]),
             running={str(name): int(epochs) for name, epochs in values["running"].items()},
             slots=float(values["slots"]),
             seconds_left=float(values["seconds_left"]),
@@ -66,6 +68,13 @@ def read_progress(store: ResultStore) -> Progress | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def describe_driver(store: ResultStore) -> str:
+    """Return "another driver" and, where it has said so lately, which process of which host it is."""
+    progress = read_progress(store)
+    is_known = progress is not None and progress.age_seconds < SILENT_SECONDS
+    return "another driver" + (f" (process {progress.pid} on {printable(progress.host)})" if progress is not None and is_known else "")
 
 
 def read_records(store: ResultStore) -> dict[str, TrialRecord]:

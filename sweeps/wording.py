@@ -1,6 +1,7 @@
 """What commands call a plan's line, the accuracy it is judged by, a count and a duration: the same words in every table and message."""
 
 import json
+import os
 
 from hsakd.records import PlanEntry, TrialRecord
 
@@ -24,6 +25,16 @@ def row_of(entry: PlanEntry) -> str:
     return f"{entry.study}: {entry.method}" if entry.study else entry.method
 
 
+def name_of(entry: PlanEntry) -> str:
+    """Return the row, of a search's trial or its confirmation with the study's number."""
+    return row_of(entry) if entry.study_number is None else f"{row_of(entry)} {entry.study_number}"
+
+
+def subject_of(entry: PlanEntry) -> str:
+    """Return the pair or, of what is trained for others, the network."""
+    return entry.teacher if entry.purpose in ("backbone", "teacher") else pair_of(entry)
+
+
 def judged(entry: PlanEntry, record: TrialRecord) -> tuple[float, str] | None:
     """Return the per cent that a plan's trial is judged by, and of what; of a search's trials, teacher included, never the test's."""
     if row_of(entry) in SEARCH_ROWS:
@@ -36,6 +47,11 @@ def judged(entry: PlanEntry, record: TrialRecord) -> tuple[float, str] | None:
 def counted(number: int, noun: str) -> str:
     """Return "1 training" or "2 trainings"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def reason_of(error: OSError) -> str:
+    """Return why the system refused, in its own words, which PyArrow wraps in others."""
+    return os.strerror(error.errno) if error.errno else str(error.strerror)
 
 
 def duration(seconds: float) -> str:

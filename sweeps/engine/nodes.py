@@ -162,3 +162,10 @@ def num_slots(options: EngineOptions, nodes: Nodes) -> int:
     if options.gpus:
         return options.packing.most_at_once(options.gpus)
     return max(1, int(nodes.num_present) // options.threads_per_trial)
+
+
+def planned_slots(options: EngineOptions) -> int:
+    """Return how many trials may run at once if all GPUs are there; of a cluster's CPUs, which only Ray knows, 1."""
+    if options.gpus:
+        return options.packing.most_at_once(options.gpus)
+    return max(1, num_cores() // options.threads_per_trial) if options.address is None else 1

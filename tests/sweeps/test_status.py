@@ -10,7 +10,7 @@ from hsakd.records import ResultStore, TrialRecord
 from sweeps.ablations import ablation_work
 from sweeps.cli import AblationOptions, SweepOptions
 from sweeps.schedule import Schedule
-from sweeps.status import SILENT_SECONDS, describe
+from sweeps.status import SILENT_SECONDS, describe, describe_driver
 from sweeps.wording import row_of
 
 PAIR = "resnet14-resnet8_half"
@@ -54,7 +54,7 @@ def started(schedule: Schedule) -> TrialConfig:
 
 def write_progress(out: Path, trial_id: str, age: float = 0.0) -> None:
     path = out / "progress.json"
-    values = {"host": "node7", "running": {trial_id: 3}, "slots": 4.0, "seconds_left": 7200.0, "basis": "measured on 1 trials"}
+    values = {"host": "node7", "pid": 1234, "running": {trial_id: 3}, "slots": 4.0, "seconds_left": 7200.0, "basis": "measured on 1 trials"}
     path.write_text(json.dumps(values))
     os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
 
@@ -67,6 +67,7 @@ def test_a_running_sweep_shows_what_runs_what_it_cost_and_what_is_left(tmp_path:
     text, is_complete = describe(ResultStore(tmp_path))
     assert not is_complete
     assert "the driver on node7 runs 1 trial:" in text
+    assert describe_driver(ResultStore(tmp_path)) == "another driver (process 1234 on node7)"
     entry = next(entry for entry in schedule.entries if entry.trial_id == running.trial_id)
     shown = next(line for line in text.splitlines() if running.trial_id in line)
     assert shown.split("  ")[1:] == [running.trial_id, row_of(entry), PAIR, running.network, f"3 of {running.optim.epochs}"]
@@ -83,6 +84,7 @@ def test_a_driver_that_is_not_heard_of_runs_nothing(tmp_path: Path) -> None:
     write_progress(tmp_path, running.trial_id, age=SILENT_SECONDS + 60)
     text, _ = describe(ResultStore(tmp_path))
     assert "the driver on node7 was last heard of 2 min ago" in text
+    assert describe_driver(ResultStore(tmp_path)) == "another driver"
     totals = next(line for line in text.splitlines() if line.startswith("all trials")).split()[2:]
     assert totals[1] == "0"
     assert "measured on 1 trial," in text

@@ -200,7 +200,7 @@ def _driver(plan: list[PlanEntry], progress: Progress | None) -> list[str]:
 
 def _left(plan: list[PlanEntry], records: dict[str, TrialRecord], progress: Progress | None) -> list[str]:
     if progress is not None and progress.age_seconds < SILENT_SECONDS:
-        return [f"left: about {progress.seconds_left / 3600:.2f} h (basis: {printable(progress.basis)}, {progress.slots:g} slots)"]
+        return [f"left: about {progress.seconds_left / 3600:.2f} h (basis: {printable(progress.basis)}, {counted(progress.slots, 'slot')})"]
     left = seconds_left(plan, records)
     return [] if left is None else [f"left: about {left[0] / 3600:.2f} h (basis: {left[1]})"]
 

@@ -44,9 +44,9 @@ def judged(entry: PlanEntry, record: TrialRecord) -> tuple[float, str] | None:
     return None if record.top1_last is None else (record.top1_last, LAST_TEST)
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
     """Return "1 training" or "2 trainings"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def reason_of(error: OSError) -> str:

@@ -19,6 +19,7 @@ from sweeps.engine.options import STOP_FILE
 from sweeps.engine.searcher import ScheduleSearcher
 from sweeps.schedule import Schedule
 from sweeps.status import PROGRESS_FILE
+from sweeps.wording import counted
 
 HEARTBEAT_SECONDS = 2.0
 
@@ -69,7 +70,7 @@ class Watch(tune.Callback):
         searcher.nodes.refresh()
         present = searcher.nodes.num_present
         if present != self.num_present:
-            searcher.say(f"the cluster has {present:g} {searcher.nodes.kind}s now")
+            searcher.say(f"the cluster has {counted(present, searcher.nodes.kind)} now")
             self.num_present = present
             self.limiter.max_concurrent = num_slots(searcher.options, searcher.nodes)
         self.note_progress([searcher.trial_ids[name] for name in running if name in searcher.trial_ids])

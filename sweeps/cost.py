@@ -6,6 +6,7 @@ from math import exp, log
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
 from hsakd.term_table import facts_of_terms
+from sweeps.wording import counted
 from sweeps.worklist import num_train_images, training_multi_adds
 
 ASSUMED_RATES = {"cuda": 2e12, "cpu": 1e10}  # multiply-adds per second of one trial that has a GPU or a CPU thread to itself: a guess
@@ -95,4 +96,4 @@ class CostModel:
         if self.num_measured == 0:
             return f"an assumed {ASSUMED_RATES[self.device]:.0e} multiply-adds per second and trial; no trial has been measured yet"
         rate = exp(-self.overall.total / self.num_measured)
-        return f"{rate:.3g} multiply-adds per second and trial, measured on {self.num_measured} trials"
+        return f"{rate:.3g} multiply-adds per second and trial, measured on {counted(self.num_measured, 'trial')}"

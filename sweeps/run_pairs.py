@@ -1,5 +1,6 @@
 """`python sweeps/run_pairs.py`: the main command. Trains teachers and students of every pair, searches, confirms, records."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -24,11 +25,14 @@ from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.plan_lines import lines_to_keep, rows_that_leave
 from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import Schedule, WorkLines
+from sweeps.status import describe_driver
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
+from sweeps.wording import reason_of
 from sweeps.worklist import known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 GPU_LOADER_WORKERS = 4  # a guess: nothing here has been run on a GPU
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
@@ -129,7 +133,7 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
         lock = FileLock(out / "driver.lock")
         lock.acquire(timeout=0)
     except Timeout:
-        refuse(f"--out is {options.out}, in which another driver is at work; accepted: another folder, or wait for it to end")
+        refuse(f"--out is {options.out}, in which {describe_driver(store)} is at work; accepted: another folder, or wait for it to end")
     except OSError as error:
         refuse(f"--out is {options.out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
     with lock, nothing_left_if_refused(out, is_new=is_new):
@@ -196,6 +200,9 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     except OSError as error:
+        if error.errno in DISK_FULL:
+            put(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on with: {same_command()}")
+            return INTERRUPTED
         refuse(f"--out is {options.out}, of which a file can't be read at the moment ({error}); run the same command again")
     lost = [config for trial_id, config in schedule.configs.items() if trial_id not in schedule.done]  # e.g. a probe's student
     engine = EngineOptions(
@@ -229,7 +236,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         with SweepView(schedule) as view, epoch_logs(options, schedule):
             for line in source.news if source is not None else ():
                 view.say(line)
-            run_schedule(schedule, engine, view.say)
+            run_schedule(schedule, engine, view.say, view.look)
     except Unfit as error:
         refuse(str(error))
     return conclude(options, schedule)

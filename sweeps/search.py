@@ -208,6 +208,11 @@ class PairSearch:
             learning_rate=None if "learning_rate" not in params or learning_rate == self.learning_rate else learning_rate,
         )
 
+    def describe(self, number: int) -> str:
+        """Return a trial's setting as text."""
+        params = self.study.get_trials(deepcopy=False)[number].params
+        return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
+
     def number_of(self, setting: Setting) -> int:
         """Return the number of the first trial that had this setting."""
         return next(trial.number for trial in self.asked() if self.setting(trial.number) == setting)

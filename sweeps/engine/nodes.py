@@ -14,6 +14,7 @@ from hsakd.records import replacing
 from sweeps.engine.options import EngineOptions, Unfit
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import num_cores
+from sweeps.wording import counted
 
 NODE_CHECK_SECONDS = 300.0
 JOIN_SECONDS = 60.0
@@ -89,7 +90,7 @@ class Nodes:
         ):
             if not self.checks and not is_said:
                 is_said = True
-                self.say(f"the cluster has {self.num_present:g} {self.kind}s yet; waiting for more, up to {JOIN_SECONDS:g} s")
+                self.say(f"the cluster has {counted(self.num_present, self.kind)} yet; waiting for more, up to {JOIN_SECONDS:g} s")
             time.sleep(0.1)
             self.refresh()
         if not self.fit and self.problems:
@@ -163,3 +164,10 @@ def num_slots(options: EngineOptions, nodes: Nodes) -> int:
     if options.gpus:
         return options.packing.most_at_once(options.gpus)
     return max(1, int(nodes.num_present) // options.cpus_per_trial)
+
+
+def planned_slots(options: EngineOptions) -> int:
+    """Return how many trials may run at once if all GPUs are there; of a cluster's CPUs, which only Ray knows, 1."""
+    if options.gpus:
+        return options.packing.most_at_once(options.gpus)
+    return max(1, num_cores() // options.cpus_per_trial) if options.address is None else 1

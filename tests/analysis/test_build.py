@@ -1,6 +1,7 @@
 """`analysis/build.py` on real Parquet folders, whole and broken."""
 
 import html
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,16 @@ def test_table1_shows_mean_sample_std_and_n_and_the_trials_behind_them(folder: M
     assert len(found["trials"].split()) == 3
     assert {"table1.md", "table1.tex", "table1.csv", "table1.html"} <= {path.name for path in (run.root / "tables").iterdir()}
     assert "77.20 ± 0.10 (3)" in capsys.readouterr().out
+
+
+def test_a_folder_of_ablations_only_prints_its_studies(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(dataset="digits")
+    for label, top1 in (("task", 70.0), ("task+kl_q", 71.5)):
+        run.add(run.config(run.student, seed=0), "report", label, top1, study="loss-terms")
+    assert main([str(run.write())]) == 0
+    head, *_, last = capsys.readouterr().out.split("\n\n")
+    assert head == "**Effect of the loss terms**"
+    assert re.match(r"\d+ files in ", last)
 
 
 def test_published_rows_stand_beside_measured_ones_for_cifar100_only(folder: Make) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from sweeps.cli import SweepOptions
 from sweeps.engine.cluster import LONGEST_ROOT, temporary_folder
 from sweeps.engine.nodes import Nodes, check_gpus, num_slots
 from sweeps.engine.options import EngineOptions, Unfit
+from sweeps.engine.run import run_schedule
 from sweeps.engine.searcher import ScheduleSearcher, Searcher, resources_of
 from sweeps.engine.worker import EPOCH_JSON, run_unit
 from sweeps.fitness import TOKEN_FILE, Expected, node_problem, present_versions
@@ -353,3 +356,36 @@ def test_a_containers_share_of_the_cores_bounds_the_trials(
     monkeypatch.setattr(packing, "CPU_QUOTA", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(quota)
     assert packing.num_cores() == (len(os.sched_getaffinity(0)) if cores is None else cores)
+
+
+def test_news_say_what_a_trial_is_for_and_of_a_search_never_the_test_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    searcher = searcher_of(tmp_path, methods=("Student", "HSAKD-tuned"), seeds=1, present=2)
+    store, said, number = searcher.schedule.store, list[str](), 0
+    while isinstance(searcher.suggest(f"t{number}"), dict):
+        config = searcher.schedule.configs[searcher.trial_ids[f"t{number}"]]
+        write_complete(store, config)
+        accuracies = {"top1_last": 99.0, "top1_val": 40.0} if config.data.validation_fraction else {"top1_last": 50.0}
+        store.write_trial(TrialRecord.of(config, status="complete", **accuracies), [])
+        searcher.on_trial_complete(f"t{number}", {"outcome": "complete"})
+        said += capsys.readouterr().out.splitlines()
+        number += 1
+    news = {re.split(r" {2,}", line.removeprefix("complete "), maxsplit=4)[1]: line for line in said}
+    assert not [line for line in said if "99.00" in line]
+    assert {"Teacher*", "search teacher", "search 0", "search 1", "Student", "HSAKD*"} <= set(news)
+    assert news["search teacher"].endswith("  resnet14               seed 0  40.00 % validation top-1")
+    assert news["Student"].endswith("  resnet14-resnet8_half  seed 0  50.00 % test top-1, last epoch")
+    assert news["search 0"].endswith("  40.00 % validation top-1  temperature 3, kl_q 1, kl_p 1, placement 1+2+3")
+
+
+def test_a_disk_that_is_full_before_the_first_trial_is_a_sentence(tmp_path: Path) -> None:
+    searcher, said = searcher_of(tmp_path, gpus=0), list[str]()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # what is written fails, as on a full disk
+    try:
+        run_schedule(searcher.schedule, searcher.options, said.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(said) == 1
+    assert re.fullmatch(r"--out can't be written \(File too large\): nothing was started; make room, then go on", said[0])
+    assert searcher.schedule.is_stopping
+    assert list(tmp_path.iterdir()) == []

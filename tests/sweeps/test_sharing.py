@@ -95,7 +95,7 @@ def test_text_from_records_cannot_move_the_terminals_cursor() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"host": "a"}', '{"host": 1, "running": [], "slots": 1, "seconds_left": 1, "basis": ""}']
+    "content", ["", "{", "[]", '{"host": "a"}', '{"host": 1, "pid": 1, "running": [], "slots": 1, "seconds_left": 1, "basis": ""}']
 )
 def test_a_progress_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "progress.json").write_text(content)

@@ -95,7 +95,7 @@ def read_part(path: Path, schema: pa.Schema, filters: pc.Expression | None = Non
         ArrowException, OSError: it is not readable.
         ValueError: it is of an unknown schema version, or foreign.
     """
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         version = (file.schema_arrow.metadata or {}).get(b"schema_version", b"").decode()
         if version not in ("", str(SCHEMA_VERSION)):
             raise ValueError(f"has schema_version {version}; accepted: {SCHEMA_VERSION}")
@@ -104,7 +104,7 @@ def read_part(path: Path, schema: pa.Schema, filters: pc.Expression | None = Non
             raise ValueError("has no column trial_id")
         table = file.read(columns=names) if filters is None else None
     if table is None:
-        table = pq.read_table(path, columns=names, filters=filters)
+        table = pq.read_table(path, columns=names, filters=filters, page_checksum_verification=True)
     return pa.Table.from_arrays([_column(table, field) for field in schema], schema=schema)
 
 
@@ -123,7 +123,7 @@ def read_trial_file(path: Path, columns: list[str]) -> pa.Table:
         ValueError: the file is cut or foreign, of an unknown schema version, or its row is broken.
     """
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             missing = [name for name in REQUIRED if name not in names]
             if missing:
@@ -248,7 +248,7 @@ def _merge(target: Path, schema: pa.Schema, tables: Iterable[tuple[str, Small, p
     """Write `tables` as one file of few row groups; return the small files that went in."""
     merged: dict[str, Small] = {}
     waiting: list[pa.Table] = []
-    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(target, schema, compression="zstd", write_page_checksum=True) as writer:
         for trial_id, file, table in tables:
             merged[trial_id] = file
             waiting.append(table)

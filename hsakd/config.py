@@ -8,15 +8,24 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar, cast
+
+from hsakd.term_table import facts_of_terms
 
 C = TypeVar("C", bound="DataclassConfig")
 DETECTION_DATASET = "voc0712"
 DETECTOR_BACKBONES = ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet")  # those that torchvision has, too
 STREAMED_DATASETS = ("imagenet", "imagefolder")  # image files that need not fit into memory
+NUM_SEEDS = 2**32  # scikit-learn's splits take no more
+
+
+class UnknownField(ValueError):
+    """A configuration has a field that this version does not know."""
 
 
 class DataclassConfig:
@@ -33,14 +42,13 @@ class DataclassConfig:
         """Return the configuration that `to_dict` wrote.
 
         Raises:
-            ValueError: a field is unknown, missing or of another kind.
+            ValueError: a field is unknown (UnknownField), missing or of another kind.
         """
-        hints = typing.get_type_hints(cls)
-        unknown = sorted(set(values) - set(hints))
-        if unknown:
-            raise ValueError(f"{cls.__name__}: unknown field {unknown[0]!r}; known: {', '.join(sorted(hints))}")
+        hints = _hints_of(cast(Any, cls))
+        if unknown := sorted(values.keys() - hints.keys()):
+            raise UnknownField(f"{cls.__name__}: unknown field {unknown[0]!r}; known: {', '.join(sorted(hints))}")
         try:
-            return cls(**{name: _restore(hints[name], value) for name, value in values.items()})
+            return cls(**{name: _restore(name, hints[name], value) for name, value in values.items()})
         except TypeError as error:
             raise ValueError(f"{cls.__name__}: {error}") from error
 
@@ -54,6 +62,9 @@ def _fields_of(kind: Any) -> tuple[tuple[str, Any], ...]:
     )
 
 
+_hints_of = functools.cache(typing.get_type_hints)
+
+
 def _plain(value: Any) -> Any:
     """Turn configurations into tables and tuples into lists, as JSON has them."""
     if isinstance(value, DataclassConfig):
@@ -61,22 +72,39 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _restore(hint: Any, value: Any) -> Any:
-    """Turn a JSON value into what the annotation `hint` asks for: nested configurations and tuples."""
+def _restore(name: str, hint: Any, value: Any) -> Any:
+    """Turn the JSON value of field `name` into what the annotation `hint` asks for; raises ValueError where it is of another kind."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if hint in KINDS:
+        is_kind, accepted = KINDS[hint]
+        _require(is_kind(value), name, value, accepted)
+        return value
     if isinstance(hint, type) and issubclass(hint, DataclassConfig):
-        if not isinstance(value, dict):
-            raise ValueError(f"expected a table for {hint.__name__}, got {value!r}")
+        _require(isinstance(value, dict), name, value, f"a table, {hint.__name__}")
         return hint.from_dict(value)
-    if typing.get_origin(hint) is tuple and isinstance(value, list):
+    if typing.get_origin(hint) is tuple:
+        _require(isinstance(value, list), name, value, "a list")
         item_hints = typing.get_args(hint)
         if len(item_hints) == 2 and item_hints[1] is Ellipsis:
-            return tuple(_restore(item_hints[0], item) for item in value)
-        return tuple(_restore(item_hint, item) for item_hint, item in zip(item_hints, value, strict=True))
+            return tuple(_restore(name, item_hints[0], item) for item in value)
+        _require(len(value) == len(item_hints), name, value, f"{len(item_hints)} values")
+        return tuple(_restore(name, item_hint, item) for item_hint, item in zip(item_hints, value, strict=True))
     return value
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
+
+
+KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {  # numbers stay as they are, 1 or 1.0: a trial's id is of the text
+    bool: (lambda value: type(value) is bool, "true or false"),
+    int: (lambda value: type(value) is int, "a whole number"),
+    float: (_is_number, "a finite number"),
+    str: (lambda value: type(value) is str, "a text"),
+}
 
 
 def _require(condition: bool, name: str, value: object, accepted: str) -> None:
@@ -142,6 +170,7 @@ class DataConfig(DataclassConfig):
         _require(self.train_subset is None or self.train_subset > 0, "train_subset", self.train_subset, "a positive number of images")
         _require(0 < self.few_shot_ratio <= 1, "few_shot_ratio", self.few_shot_ratio, "above 0, at most 1")
         _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "0 or more, below 1")
+        _require(0 <= self.split_seed < NUM_SEEDS, "split_seed", self.split_seed, f"0 or more, below {NUM_SEEDS}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,7 +319,14 @@ class TrialConfig(DataclassConfig):
             f"{', '.join(DETECTOR_BACKBONES)} as a detector's backbone",
         )
         _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
-        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(0 <= self.seed < NUM_SEEDS, "seed", self.seed, f"0 or more, below {NUM_SEEDS}")
+        names = [name for name, _ in self.objective.terms]
+        _require(
+            self.teacher is not None or self.peer is not None or not facts_of_terms(names).reads_teacher,
+            "teacher",
+            self.teacher,
+            f"a trial (or a peer) with the terms {'+'.join(names)}",
+        )
         _require(
             self.taps is None or (list(self.taps) == sorted(set(self.taps)) and all(tap >= 1 for tap in self.taps)),
             "taps",

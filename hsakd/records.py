@@ -6,7 +6,7 @@ pruned and failed trials only.
 
 import contextlib
 import dataclasses
-import errno
+import hashlib
 import os
 import re
 import tempfile
@@ -19,9 +19,11 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hsakd.config import TrialConfig
+from hsakd.config import TrialConfig, UnknownField
 
 SCHEMA_VERSION = 1
+MAPS = ("loss_terms", "versions")  # columns that Arrow reads as lists of pairs
+ROWS_DIGEST = b"rows_sha256"  # of a file's metadata: pages have checksums, names and types of columns have none
 TRIAL_NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a trial's id becomes a file name: no separators, no leading dot
 STATUSES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
 
@@ -274,40 +276,59 @@ def write_rows(path: Path, rows: Sequence[Row], record: type[Row]) -> None:
         [{name: list(value.items()) if isinstance(value, dict) else value for name, value in row.items()} for row in values],
         schema=schema_of(record),
     )
+    table = table.replace_schema_metadata({**table.schema.metadata, ROWS_DIGEST: digest_of(table.to_pylist())})
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-PASSING = {errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+def digest_of(rows: list[dict[str, Any]]) -> bytes:
+    """Return the hexadecimal sha256 of a table's rows, names of columns included."""
+    return hashlib.sha256(repr(rows).encode()).hexdigest().encode()
+
+
+class DamagedFile(ValueError):
+    """A file's content is not what was written, or not what its name says."""
+
+
+class OtherVersion(ValueError):
+    """A file is another version's: whole, but not for this code to read."""
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether a file couldn't be read because the system fails at the moment, not because of what is in it."""
-    return isinstance(error, OSError) and error.errno in PASSING
+    """Whether a file couldn't be read because the system refuses or fails, not because of what is in it: libraries give no errno then."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def read_rows(path: Path, record: type[Any]) -> list[Any]:
     """Read the rows of a file that `write_rows` wrote; absent columns take their defaults.
 
     Raises:
-        ValueError: the file is not Parquet, is cut, or has an unknown schema version.
+        DamagedFile: the file is not Parquet, is cut or damaged, or has rows of another class.
+        OtherVersion: it has an unknown schema version.
+        ValueError: it can't be opened or read; the OSError is the cause.
     """
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path.name} is not a readable Parquet file: {error}") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path.name} can't be read: {error.strerror or error}") from error
     names = {item.name for item in dataclasses.fields(record)}
-    rows = []
-    for values in table.to_pylist():
-        version = values.get("schema_version", SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"{path.name} has schema_version {version}; accepted: {SCHEMA_VERSION}")
-        known = {name: dict(value) if name in ("loss_terms", "versions") else value for name, value in values.items() if name in names}
-        try:
-            rows.append(record(**known))
-        except TypeError as error:
-            raise ValueError(f"{path.name} is not a {record.__name__} file: {error}") from error
-    return rows
+    try:
+        with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
+            rows = file.read().to_pylist()
+        versions = {row.get("schema_version", SCHEMA_VERSION) for row in rows} - {SCHEMA_VERSION}
+        if versions:
+            raise OtherVersion(f"{path.name} has schema_version {versions.pop()}; accepted: {SCHEMA_VERSION}")
+        written = (file.schema_arrow.metadata or {}).get(ROWS_DIGEST)
+        if written not in (None, digest_of(rows)):  # older code wrote none
+            raise DamagedFile(f"{path.name} has other rows than were written")
+        known = [{name: value for name, value in row.items() if name in names} for row in rows]
+        return [record(**{name: dict(row[name]) if name in MAPS else row[name] for name in row}) for row in known]
+    except (DamagedFile, OtherVersion):
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedFile(f"{path.name} is not a readable Parquet file: {error}") from error
+    except TypeError as error:
+        raise DamagedFile(f"{path.name} is not a {record.__name__} file: {error}") from error
 
 
 def checked_name(trial_id: str) -> str:
@@ -324,7 +345,8 @@ def checked_name(trial_id: str) -> str:
 class ResultStore:
     """A result folder: `trials/`, `epochs/`, `checkpoints/`, `plan.parquet`, `studies.journal`. One writer a file.
 
-    A file that can't be read is moved to `set_aside/` by `read_trial`, so that its trial is done again; nothing is ever deleted.
+    A damaged file is moved to `set_aside/` by `read_trial`, so that its trial is done again; nothing is ever deleted. What can't be read
+    for another reason stays where it is: the file system fails or refuses (OSError), or other code has written it (`OtherVersion`).
     """
 
     def __init__(self, root: Path) -> None:
@@ -365,22 +387,38 @@ class ResultStore:
         write_rows(self.trial_path(record.trial_id), [record], TrialRecord)
 
     def read_trial(self, trial_id: str) -> TrialRecord | None:
-        """Return a trial's record, or None where there is none; an unreadable file is set aside and counts as none.
+        """Return a trial's record, or None where there is none; a damaged file is set aside and counts as none.
 
         Raises:
-            OSError: the file system fails at the moment; the file may be whole, and stays where it is.
+            OSError: the file system fails or refuses; the file may be whole, and stays where it is.
+            OtherVersion: other code has written the record.
         """
-        path = self.trial_path(trial_id)
-        if not path.exists():
-            return None
         try:
-            record: TrialRecord = read_rows(path, TrialRecord)[0]
-        except (ValueError, IndexError) as error:
-            if (cause := error.__cause__) is not None and is_passing(cause):
-                raise cause from None
-            self.set_aside(path)
+            return self._record_of(trial_id)
+        except ValueError as error:
+            self._set_aside_if_damaged(self.trial_path(trial_id), error)
             return None
-        return record
+
+    def _record_of(self, trial_id: str) -> TrialRecord:
+        """Return the record in a trial's file, if it is that trial's; raises what `read_rows` raises."""
+        path = self.trial_path(trial_id)
+        records: list[TrialRecord] = read_rows(path, TrialRecord)
+        try:
+            is_own = [(record.trial_id, record.config.trial_id) for record in records] == [(trial_id, trial_id)]
+        except UnknownField as error:
+            raise OtherVersion(f"{path.name} has a configuration of another version ({error})") from error
+        except (ValueError, TypeError) as error:
+            raise DamagedFile(f"{path.name} has a damaged configuration: {error}") from error
+        if not is_own:
+            raise DamagedFile(f"{path.name} is not the record of trial {trial_id}")
+        return records[0]
+
+    def _set_aside_if_damaged(self, path: Path, error: ValueError) -> None:
+        """Set a file aside that can't be read since it is damaged; raises what else is wrong with it, unless it isn't there."""
+        if isinstance(error, DamagedFile):
+            self.set_aside(path)
+        elif not isinstance(error.__cause__, FileNotFoundError):
+            raise (error.__cause__ if isinstance(error.__cause__, OSError) else error) from None
 
     def weights_digest(self, config: TrialConfig | None) -> str:
         """Return the sha256 of a trial's final tensors, as it recorded it; empty without a trial or its record."""
@@ -393,12 +431,17 @@ class ResultStore:
         return record if record is not None and self.is_finished(record) else None
 
     def peek_trial(self, trial_id: str) -> TrialRecord | None:
-        """Return a trial's record, or None where there is no readable one; a reader beside the driver sets nothing aside."""
+        """Return a trial's record, or None where there is no readable one; a reader beside the driver sets nothing aside.
+
+        Raises:
+            OtherVersion: other code has written the record.
+        """
         try:
-            record: TrialRecord = read_rows(self.trial_path(trial_id), TrialRecord)[0]
-        except (ValueError, IndexError):
+            return self._record_of(trial_id)
+        except OtherVersion:
+            raise
+        except ValueError:
             return None
-        return record
 
     def is_finished(self, record: TrialRecord) -> bool:
         """Whether a trial with this record needs no more work."""

@@ -1,6 +1,5 @@
 """What trials cost: multiply-adds, and the seconds they take as far as results have shown. Knows neither torch nor Ray."""
 
-from dataclasses import replace
 from math import exp, log
 
 from hsakd.config import TrialConfig
@@ -18,7 +17,7 @@ def cost_of(config: TrialConfig) -> float:
     """Return a trial's cost in multiply-adds; a student that has a bank (logits of finitely many crops) does not ask its teacher again."""
     reads_maps = facts_of_terms(name for name, _ in config.objective.terms).reads_features
     is_live = reads_maps or config.data.augmentation != "shift" or config.numerics.teacher_predictions == "live"
-    return training_multi_adds(config if is_live else replace(config, teacher=None), num_train_images(config))
+    return training_multi_adds(config, num_train_images(config), asks_teacher=is_live)
 
 
 def kind_of(config: TrialConfig) -> str:

@@ -16,7 +16,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from hsakd.config import TrialConfig
-from hsakd.records import PlanEntry, ResultStore, TrialRecord
+from hsakd.records import DamagedFile, OtherVersion, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.forecast import Forecast, forecast, packed_seconds, read_done, read_searched, read_shared, searched_trials, unique_trials
@@ -123,7 +123,10 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
     except OSError as error:
         refuse(str(error))
     if options.dry_run:
-        print_plan(options, lines)
+        try:
+            print_plan(options, lines)
+        except OtherVersion as error:
+            refuse(str(error))
         return 0
     out = options.out.resolve()
     store = ResultStore(out)
@@ -150,10 +153,10 @@ def same_command() -> str:
 
 
 def earlier_plan(store: ResultStore) -> list[PlanEntry]:
-    """Return the folder's plan; one that can't be read is set aside, and this command writes its own lines anew."""
+    """Return the folder's plan; a damaged one is set aside, and this command writes its own lines anew."""
     try:
         return store.read_plan()
-    except ValueError as error:
+    except DamagedFile as error:
         aside = store.set_aside(store.plan_path)
         print(f"{error}; moved to {aside}. Other commands that ran in this folder bring their lines back when run again", file=sys.stderr)
         return []

@@ -283,8 +283,8 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
     return lines
 
 
-def training_multi_adds(config: TrialConfig, num_images: int) -> float:
-    """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward)."""
+def training_multi_adds(config: TrialConfig, num_images: int, *, asks_teacher: bool = True) -> float:
+    """Return a trial's multiply-adds: images x epochs x rotations x (student forward and backward, teacher forward unless it is kept)."""
     if config.detection is not None:
         area = config.detection.shorter_side**2 * 4 / 3
         facts = network_facts(config.network)
@@ -297,9 +297,9 @@ def training_multi_adds(config: TrialConfig, num_images: int) -> float:
     frozen = _multi_adds(config, with_branches=False) if config.backbone is not None else 0.0  # forward only
     per_image = fed * (BACKWARD_FACTOR * (own - frozen) + frozen)
     if config.peer is not None:
-        peer = replace(config, network=config.peer, peer=None)
+        peer = replace(config, network=config.peer)
         per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=reads.reads_branches)
-    if config.teacher is not None:
+    if config.teacher is not None and asks_teacher:
         per_image += rotations * _multi_adds(config.teacher, with_branches=reads.reads_teacher_branches)
     epochs = config.optim.epochs * (1 + reads.pretraining_share)
     return per_image * num_images * epochs

@@ -135,9 +135,43 @@ def test_roles_and_regimes_follow_from_the_fields() -> None:
         (lambda: NumericsConfig(precision="int8"), "precision is 'int8'; accepted: float32"),  # type: ignore[arg-type]
         (lambda: NumericsConfig(cudnn_benchmark=True, deterministic=True), "cudnn_benchmark is True; accepted: False with deterministic"),
         (lambda: TrialConfig.from_json('{"network": "a", "colour": 1}'), "unknown field 'colour'; known: "),
+        (lambda: replace(STUDENT, teacher=None), r"teacher is None; accepted: a trial \(or a peer\) with the terms task\+kl_q"),
+        (lambda: replace(TEACHER, seed=2**32), "seed is 4294967296; accepted: 0 or more, below 4294967296"),
+        (lambda: replace(DATA, split_seed=-1), "split_seed is -1; accepted: 0 or more, below 4294967296"),
         (lambda: TrialConfig.from_json("[]"), r"expected a table, got \[\]"),
     ],
 )
 def test_a_bad_value_is_one_sentence_naming_field_value_and_accepted(make: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "value", "sentence"),
+    [
+        ("optim", "epochs", 1.5, "epochs is 1.5; accepted: a whole number"),
+        ("optim", "epochs", True, "epochs is True; accepted: a whole number"),
+        ("optim", "milestones", "abc", "milestones is 'abc'; accepted: a list"),
+        ("optim", "milestones", ["a"], "milestones is 'a'; accepted: a whole number"),
+        ("optim", "weight_decay", "x", "weight_decay is 'x'; accepted: a finite number"),
+        ("optim", "gamma", None, "gamma is None; accepted: a finite number"),
+        ("optim", "momentum", float("inf"), "momentum is inf; accepted: a finite number"),
+        ("optim", "nesterov", 1, "nesterov is 1; accepted: true or false"),
+        ("objective", "terms", [["task"]], r"terms is \['task'\]; accepted: 2 values"),
+        ("data", "dataset", 7, "dataset is 7; accepted: a text"),
+        ("", "num_rotations", 2.5, "num_rotations is 2.5; accepted: a whole number"),
+        ("", "network", 5, "network is 5; accepted: a text"),
+        ("", "seed", float("inf"), "seed is inf; accepted: a whole number"),
+        ("", "teacher", "resnet20", "teacher is 'resnet20'; accepted: a table, TrialConfig"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_sentence(table: str, field: str, value: object, sentence: str) -> None:
+    values = STUDENT.to_dict()
+    (values[table] if table else values)[field] = value
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        TrialConfig.from_dict(values)
+
+
+def test_a_whole_number_may_stand_for_a_number_and_stays_what_it_was() -> None:
+    config = replace(STUDENT, objective=replace(STUDENT.objective, temperature=4))
+    assert TrialConfig.from_json(config.to_json()).trial_id == config.trial_id

@@ -1,7 +1,10 @@
 """Records round trip through Parquet with units; broken files are set aside, never lost, never half-written."""
 
+import json
 import os
+import random
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from hsakd.config import DataConfig, TrialConfig
-from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, EpochMetrics, PlanEntry, ResultStore, TrialRecord, read_rows, replacing
+from hsakd.records import (
+    EPOCH_SCHEMA,
+    PLAN_SCHEMA,
+    TRIAL_SCHEMA,
+    EpochMetrics,
+    OtherVersion,
+    PlanEntry,
+    ResultStore,
+    TrialRecord,
+    read_rows,
+    replacing,
+    write_rows,
+)
 
 CONFIG = TrialConfig(network="resnet8", data=DataConfig(dataset="digits"), taps=())
 RECORD = TrialRecord(
@@ -60,6 +75,75 @@ def test_a_broken_file_is_set_aside_and_counts_as_absent(tmp_path: Path, content
     assert store.read_trial(CONFIG.trial_id) is None
     kept = list((tmp_path / "set_aside").iterdir())
     assert [path.read_bytes() for path in kept] == [content]
+
+
+def test_a_flipped_bit_never_reads_back_as_another_result(tmp_path: Path) -> None:
+    store, path = ResultStore(tmp_path), ResultStore(tmp_path).trial_path(CONFIG.trial_id)
+    store.write_trial(RECORD, EPOCHS)
+    content, numbers, num_damaged = path.read_bytes(), random.Random(0), 0
+    for _ in range(600):
+        place, bit = numbers.randrange(len(content)), 1 << numbers.randrange(8)
+        path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+        record = store.read_trial(CONFIG.trial_id)
+        num_damaged += record is None
+        assert record in (None, RECORD), (place, bit)  # statistics are not read
+    assert num_damaged > 200
+    assert len(list((tmp_path / "set_aside").iterdir())) == num_damaged
+
+
+@pytest.mark.parametrize("column", ["loss_terms", "versions"])
+def test_a_file_of_older_code_whose_map_is_lost_counts_as_damaged(tmp_path: Path, column: str) -> None:
+    store = ResultStore(tmp_path)
+    store.write_trial(RECORD, EPOCHS)
+    path = store.epochs_path(CONFIG.trial_id) if column == "loss_terms" else store.trial_path(CONFIG.trial_id)
+    table = pq.read_table(path)
+    lost = table.set_column(table.column_names.index(column), column, pa.nulls(len(table), pa.string()))
+    pq.write_table(lost.replace_schema_metadata(None), path)
+    assert (store.read_trial(CONFIG.trial_id), store.read_epochs(CONFIG.trial_id)).count(RECORD) == (column != "versions")
+    assert len(list((tmp_path / "set_aside").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        replace(RECORD, trial_id="0" * 16),
+        replace(RECORD, config_json=replace(CONFIG, seed=1).to_json()),
+        replace(RECORD, config_json=CONFIG.to_json().replace('"epochs":240', '"epochs":2.5')),
+        replace(RECORD, config_json="{"),
+    ],
+)
+def test_what_is_not_the_trials_own_record_is_set_aside(tmp_path: Path, foreign: TrialRecord) -> None:
+    store = ResultStore(tmp_path)
+    write_rows(store.trial_path(CONFIG.trial_id), [foreign], TrialRecord)
+    assert store.peek_trial(CONFIG.trial_id) is None
+    assert store.trial_path(CONFIG.trial_id).exists()
+    assert store.read_trial(CONFIG.trial_id) is None
+    assert not store.trial_path(CONFIG.trial_id).exists()
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        replace(RECORD, schema_version=2),
+        replace(RECORD, config_json=json.dumps(json.loads(CONFIG.to_json()) | {"colour": "red"})),
+    ],
+)
+def test_a_record_of_newer_code_is_refused_and_stays_where_it_is(tmp_path: Path, newer: TrialRecord) -> None:
+    store = ResultStore(tmp_path)
+    write_rows(store.trial_path(CONFIG.trial_id), [newer], TrialRecord)
+    for read in (store.read_trial, store.peek_trial):
+        with pytest.raises(OtherVersion, match=rf"^{CONFIG.trial_id}.parquet has .*version"):
+            read(CONFIG.trial_id)
+    assert store.trial_path(CONFIG.trial_id).exists()
+
+
+def test_what_the_system_refuses_to_read_stays_where_it_is(tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    store.trial_path(CONFIG.trial_id).mkdir(parents=True)  # permissions don't bind root
+    with pytest.raises(IsADirectoryError):
+        store.read_trial(CONFIG.trial_id)
+    assert store.peek_trial(CONFIG.trial_id) is None
+    assert store.trial_path(CONFIG.trial_id).is_dir()
 
 
 def test_a_file_that_cannot_be_opened_at_the_moment_stays_where_it_is(tmp_path: Path) -> None:

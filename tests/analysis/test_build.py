@@ -16,7 +16,7 @@ import pytest
 
 from analysis.aggregate import load
 from analysis.build import main
-from analysis.compact import compact
+from analysis.compact import compact, read_trial_file
 
 Make = Callable[..., Any]
 
@@ -332,3 +332,21 @@ def test_lines_without_a_trial_id_wait_until_another_folder_knows_them(folder: M
     assert "3 of 3 trials not finished yet" in (first.root / "tables/table1.md").read_text()
     assert main([str(first.root), str(second.write()), "--out", str(tmp_path / "out")]) == 0
     assert cell(tmp_path / "out/table1.csv", "HSAKD-tuned")["text"] == "80.00 ± 0.00 (3)"
+
+
+def test_a_flipped_bit_in_a_number_is_not_read_as_another(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    path = next((run.write() / "trials").iterdir())
+    content, expected = path.read_bytes(), read_trial_file(path, ["top1_last"])
+    with pq.ParquetFile(path) as file:
+        columns = [file.metadata.row_group(0).column(index) for index in range(file.metadata.num_columns)]
+    chunk = next(column for column in columns if column.path_in_schema == "top1_last")
+    num_refused = 0
+    for place in range(chunk.dictionary_page_offset, chunk.dictionary_page_offset + chunk.total_compressed_size):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            assert read_trial_file(path, ["top1_last"]) == expected
+        except ValueError:
+            num_refused += 1
+    assert num_refused > 20

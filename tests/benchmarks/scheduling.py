@@ -20,7 +20,7 @@ SLOTS = 16
 
 def warm_bank_cost(config: TrialConfig) -> float:
     """A student's cost when the teacher's answers are already kept."""
-    return cost_of(replace(config, teacher=None)) if config.teacher is not None else cost_of(config)
+    return cost_of(replace(config, numerics=replace(config.numerics, teacher_predictions="bank")))
 
 
 def record_of(config: TrialConfig, accuracy: float) -> TrialRecord:

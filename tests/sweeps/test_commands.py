@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hsakd.records import PlanEntry, ResultStore
+from hsakd.records import PlanEntry, ResultStore, TrialRecord, write_rows
+from sweeps.cli import SweepOptions
 from sweeps.run_pairs import earlier_plan
+from sweeps.worklist import known_work
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,3 +152,13 @@ def test_a_watch_ends_quietly_with_an_interrupt(tmp_path: Path) -> None:
     watch.send_signal(signal.SIGINT)
     _, errors = watch.communicate(timeout=60)
     assert (watch.returncode, errors) == (1, "")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_folder_of_newer_code_is_refused_and_stays_as_it_is(tmp_path: Path, more: tuple[str, ...]) -> None:
+    _, config = known_work(SweepOptions(out=tmp_path, preset="digits"))[0]
+    path = ResultStore(tmp_path).trial_path(config.trial_id)
+    write_rows(path, [replace(TrialRecord.of(config, status="complete"), schema_version=2)], TrialRecord)
+    result = command("run_pairs.py", "--out", str(tmp_path), "--preset", "digits", *more)
+    assert (result.returncode, result.stderr) == (2, f"error: {path.name} has schema_version 2; accepted: 1\n")
+    assert path.exists()

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.compact import PARTITIONS, Generation, Small, current, read_epoch_file, read_part, read_trial_file, small_files
-from analysis.configurations import check, facts_of, setting_of
+from analysis.configurations import check, facts_of, settings_of
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
 from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
@@ -348,7 +348,8 @@ def make_cell(
         return Cell(text="-")
     places: dict[tuple[Any, ...], dict[str, Any]] = {}
     for entry in records_of(entries[[*CELL_COLUMNS, column]]):
-        places.setdefault((entry["trial_id"], entry["seed"], entry["teacher_seed"]), entry)  # a trial not yet known has no id
+        is_known = bool(entry["trial_id"])  # without a teacher it is one trial under every teacher's seed; one not yet known has no id
+        places.setdefault((entry["trial_id"],) if is_known else (entry["seed"], entry["teacher_seed"]), entry)
     rows = list(places.values())
     done = [entry for entry in rows if entry["status"] == "complete"]
     ids = tuple(entry["trial_id"] for entry in done)
@@ -364,7 +365,7 @@ def make_cell(
         states = {str(entry["status"]) for entry in others}
         text = "waiting" if not states else "failed" if states == {"failed"} else f"failed: {', '.join(sorted(states))}".replace("_", " ")
         return Cell(text=text, n=0)
-    settings = {setting_of(entry["config_json"]) for entry in done}
+    settings = set(settings_of(entry["config_json"] for entry in done))
     mark = ""
     if len(settings) > 1:
         if not force:

@@ -1,7 +1,11 @@
 """What tables ask of a trial's configuration, read from its JSON without building it: a folder may hold a hundred thousand."""
 
 import json
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, cast
+
+from hsakd.config import TrialConfig
 
 
 def check(config_json: str) -> None:
@@ -39,15 +43,33 @@ def source_of(config_json: str) -> str:
     return str(((config.get("backbone") or config).get("data") or {}).get("dataset", ""))
 
 
-def setting_of(config_json: str) -> str:
-    """Return a configuration without its seeds: trials of one cell must agree in it."""
+def settings_of(texts: Iterable[str]) -> list[str]:
+    """Return configurations without their seeds, in order: trials of one cell must agree in it.
 
+    Where they seem not to, the fields that an older version's text lacks are filled in; to do so always would take a hundred times longer.
+    """
+    settings = [_without_seeds(text) for text in texts]
+    if len(set(settings)) > 1:
+        settings = [with_neutral_fields(setting) for setting in settings]
+    return settings
+
+
+def _without_seeds(config_json: str) -> str:
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: strip(item) for name, item in value.items() if name != "seed"}
         return value
 
     return json.dumps(strip(parsed(config_json)), sort_keys=True) if config_json else ""
+
+
+@lru_cache(maxsize=4096)
+def with_neutral_fields(config_json: str) -> str:
+    """Return a configuration with the neutral fields that an older version's text lacks; what this version can't read stays as it is."""
+    try:
+        return TrialConfig.from_json(config_json).to_json()
+    except ValueError:
+        return config_json
 
 
 def _without_teacher(config_json: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.aggregate import SELECTIONS, Results, by_row, make_cell, pair_label, pairs_of, records_of, where
 from analysis.artefact import NotAsked, Options
-from analysis.configurations import setting_of, source_of
+from analysis.configurations import settings_of, source_of
 from analysis.inference import Difference, Summary, paired
 from analysis.published import published, published_cell, reference
 from analysis.table import Cell, Table
@@ -110,7 +110,7 @@ def _complete(entries: pd.DataFrame | None, column: str, *, force: bool) -> list
         return []
     rows = records_of(entries[["status", "seed", "teacher_seed", "trial_id", "config_json", column]])
     done = [row for row in rows if row["status"] == "complete" and pd.notna(row[column])]
-    return done if force or len({setting_of(row["config_json"]) for row in done}) == 1 else []
+    return done if force or len(set(settings_of(row["config_json"] for row in done))) == 1 else []
 
 
 def _by_place(rows: list[dict[str, Any]], *, is_by_teacher: bool) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:

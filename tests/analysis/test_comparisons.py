@@ -104,9 +104,10 @@ def test_the_papers_ablations_stand_beside_arms_of_a_joint_teacher_only(folder: 
 
 def test_a_gain_says_its_pairs_and_over_a_row_without_teacher_each_seed_counts_once(folder: Make) -> None:
     run = folder(dataset="digits")
-    for seed in range(3):
-        run.add(run.config(run.student, seed=seed, taps=()), "report", "task", 70.0 + seed, study="loss-terms")
     for teacher_seed in range(2):
+        for seed in range(3):
+            config = run.config(run.student, seed=seed, taps=())
+            run.add(config, "report", "task", 70.0 + seed, study="loss-terms", teacher_seed=teacher_seed)
         teacher = replace(run.teachers()[2], seed=teacher_seed)
         for seed in range(3):
             for label, top1 in (("task+kl_q", 72.0), ("task+kl_q+kl_p", 73.0)):
@@ -114,6 +115,7 @@ def test_a_gain_says_its_pairs_and_over_a_row_without_teacher_each_seed_counts_o
                 value = None if (label, teacher_seed, seed) == ("task+kl_q+kl_p", 1, 2) else top1 + 2 * seed + teacher_seed
                 run.add(config, "report", label, value, study="loss-terms", teacher_seed=teacher_seed)
     (table,) = loss_terms.build(results_of(run), Options())
+    assert {row[0].text: row[1].n for row in table.rows if row[1].n} == {"task": 3, "task+kl_q": 6, "task+kl_q+kl_p": 5}
     gains = {row[0].text: row[2] for row in table.rows}
     # over the teachers' mean, kl_q's gains by seed are 2.5, 3.5 and 4.5; one of kl_p's six trials waits, so they are 3.5, 4.5 and 5
     assert gains["task+kl_q"].text == "+3.50 [+1.02, +5.98] (3)"
@@ -121,6 +123,10 @@ def test_a_gain_says_its_pairs_and_over_a_row_without_teacher_each_seed_counts_o
     assert (gains["task+kl_q"].low, gains["task+kl_q"].high) == pytest.approx((1.0158, 5.9842), abs=1e-4)
     assert gains["task+kl_q"].p == pytest.approx(0.0263, abs=1e-3)
     assert len(gains["task+kl_q+kl_p"].trial_ids) == 5 + 3
+    assert table.rows[0][1].text == "71.00 ± 1.00 (3)"  # of a row without a teacher, three trials that stand under both teachers' seeds
+    assert [note for note in table.notes if "not finished" in note] == [
+        "task+kl_q+kl_p, wrn_40_2 → wrn_16_2: 1 of 6 trials not finished yet."
+    ]
     assert any("beside a row without a teacher, the mean over teachers counts once per seed" in note for note in table.notes)
 
 

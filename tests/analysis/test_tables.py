@@ -1,5 +1,6 @@
 """What tables refuse, mark and count: columns of unlike rows, confirmations, one setting for all pairs, costs, LaTeX."""
 
+import json
 import math
 import re
 import shutil
@@ -151,6 +152,32 @@ def test_a_setting_with_a_failed_seed_cannot_win_and_a_waiting_one_makes_it_a_le
     assert confirmed(run) == "the paper's setting: 79.00 (2), best of 2"
     confirm(run, 7.0, (70.0, None), 2)
     assert confirmed(run) == "the paper's setting: 79.00 (2), leads 1 of 3 so far"
+
+
+def age(path: Path) -> None:
+    """Make a trial's record one of an older version, whose configurations lacked fields that today's write at their default."""
+    table = pq.read_table(path)
+    config = json.loads(table["config_json"][0].as_py())
+    for part in filter(None, (config, config["teacher"], (config["teacher"] or {}).get("backbone"))):
+        del part["data"]["folder"], part["optim"]["batch_shards"], part["peer"], part["detection"]
+    place = table.column_names.index("config_json")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array([json.dumps(config)])), path)
+
+
+def test_trials_of_an_older_version_share_a_cell_a_gain_and_a_confirmation_with_newer_ones(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    run.studies()
+    confirm(run, 5.0, (80.0, 81.0), 1)
+    confirm(run, 7.0, (70.0, 71.0), 2)
+    run.write()
+    for path in sorted((run.root / "trials").iterdir())[::2]:
+        age(path)
+    assert main([str(run.root)]) == 0
+    texts = pd.concat(pd.read_csv(path) for path in (run.root / "tables").glob("*.csv"))["text"].astype(str)
+    assert not texts.str.contains("refused").any()
+    assert cell(run.root / "tables/loss_terms.csv", "task+kl_q", "gain")["text"] == "+1.00 [+1.00, +1.00] (3)"
+    assert str(cell(run.root / "tables/search_summary.csv", f"{run.teacher}-{run.student}", "Confirmed")["text"]).endswith("best of 4")
 
 
 def test_where_every_setting_has_a_failed_seed_the_papers_is_taken_as_the_sweep_takes_it(folder: Make) -> None:

@@ -154,14 +154,18 @@ def test_a_setting_with_a_failed_seed_cannot_win_and_a_waiting_one_makes_it_a_le
     assert confirmed(run) == "the paper's setting: 79.00 (2), leads 1 of 3 so far"
 
 
+def set_column(path: Path, name: str, value: Any) -> None:
+    table = pq.read_table(path)
+    place = table.column_names.index(name)
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array([value], table.schema.field(place).type)), path)
+
+
 def age(path: Path) -> None:
     """Make a trial's record one of an older version, whose configurations lacked fields that today's write at their default."""
-    table = pq.read_table(path)
-    config = json.loads(table["config_json"][0].as_py())
+    config = json.loads(pq.read_table(path)["config_json"][0].as_py())
     for part in filter(None, (config, config["teacher"], (config["teacher"] or {}).get("backbone"))):
         del part["data"]["folder"], part["optim"]["batch_shards"], part["peer"], part["detection"]
-    place = table.column_names.index("config_json")
-    pq.write_table(table.set_column(place, table.schema.field(place), pa.array([json.dumps(config)])), path)
+    set_column(path, "config_json", json.dumps(config))
 
 
 def test_trials_of_an_older_version_share_a_cell_a_gain_and_a_confirmation_with_newer_ones(folder: Make) -> None:
@@ -211,21 +215,31 @@ def test_the_cost_of_the_search_with_its_teacher_and_pruned_trials_is_the_same_i
     run.pair()
     run.studies()
     run.write()
-    for path in (run.root / "trials").iterdir():  # of two threads, so that hours and CPU-hours differ
-        table = pq.read_table(path)
-        place = table.column_names.index("num_threads")
-        pq.write_table(table.set_column(place, table.schema.field(place), pa.array([2], table.schema.field(place).type)), path)
+    for path in (run.root / "trials").iterdir():  # of three ranks of two threads, so that hours and CPU-hours differ
+        for name, value in (("num_threads", 2), ("num_ranks", 3)):
+            set_column(path, name, value)
     results = load([run.root])
     costs = {(row[0].text, row[1].text): row[4].mean for row in cost.build(results, Options())[0].rows}
     expected = sum(costs[place] or 0 for place in (("search", "search"), ("confirm", "confirm"), ("search", "teacher")))
     (summary,) = search_summary.build(results, Options())
     hours = summary.rows[0][-1]
-    assert hours.mean == pytest.approx(expected) == pytest.approx(len(hours.trial_ids) * 2 * 40 / 3600)
+    assert hours.mean == pytest.approx(expected) == pytest.approx(len(hours.trial_ids) * 2 * 3 * 40 / 3600)
     text = f"{expected:.3f} CPU-hours (trial hours x threads)"
     assert any(f"together, each trial once, {text}." in note for note in summary.notes)
     (note,) = (note for note in table1.build(results, Options())[0].notes if "HSAKD-tuned was chosen" in note)
     assert re.search(r"by \d+ search and confirmation trials \(\d+ complete, 1 pruned\); with their 1 teacher they took ", note)
     assert note.endswith(f"{text}.")
+
+
+def test_a_trial_on_several_gpus_counts_on_each(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.add(run.config(run.student, taps=()), "report", "Student", 70.0)
+    (path,) = (run.write() / "trials").iterdir()
+    for name, value in (("device", "cuda"), ("num_threads", 6), ("num_ranks", 8)):
+        set_column(path, name, value)
+    (table,) = cost.build(load([run.root]), Options())
+    assert table.rows[0][4].mean == pytest.approx(8 * 40 / 3600)
+    assert table.notes[0].startswith("Together 0.089 GPU-hours (trial hours x GPUs)")
 
 
 def test_the_bank_saved_what_live_predictions_would_have_run_and_shared_trials_are_named(folder: Make) -> None:

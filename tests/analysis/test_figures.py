@@ -10,7 +10,7 @@ import pytest
 from analysis.aggregate import load
 from analysis.artefact import Options
 from analysis.drawing import COLOURS, line_of, marker_of
-from analysis.figures import learning_curves, loss_terms, pareto, temperature
+from analysis.figures import aux_placement, learning_curves, loss_terms, pareto, temperature
 
 Make = Callable[..., Any]
 
@@ -31,6 +31,19 @@ def test_an_error_bar_is_drawn_where_there_is_a_std(folder: Make, seeds: int) ->
         bars = itertools.chain.from_iterable(c.get_children() for c in drawing.figure.axes[0].containers if hasattr(c, "has_yerr"))
         segments = [segment for bar in bars if hasattr(bar, "get_segments") for segment in bar.get_segments() if len(segment)]
         assert len(segments) == (0 if seeds == 1 else 5), figure.__name__
+
+
+def test_each_panel_has_its_own_pairs_placements(folder: Make) -> None:
+    run = folder(dataset="digits")
+    arms = {"resnet20": ("none", "c1"), "wrn_16_2": ("none", "c2", "c1+c2")}
+    for run.student, labels in arms.items():
+        for label in labels:
+            taps = tuple(int(tap[1:]) for tap in label.split("+") if tap != "none")
+            config = run.config(run.student, terms=(("task", 1.0), ("kl_q", 1.0)), taps=taps, teacher=run.teachers()[2])
+            run.add(config, "report", label, 70.0, study="aux-placement")
+    (drawing,) = aux_placement.draw(load([run.write()]), Options())
+    found = {panel.get_title().split()[-1]: tuple(text.get_text() for text in panel.get_xticklabels()) for panel in drawing.figure.axes}
+    assert found == arms
 
 
 def test_learning_curves_leave_out_what_table_1_refuses_and_show_the_late_epochs(folder: Make) -> None:

@@ -305,7 +305,7 @@ def test_only_a_study_that_the_plan_asked_for_is_called_missing(folder: Make, ca
     run.add(run.config(run.student, seed=5), "report", "temperature=3", None, study="temperature")
     assert main([str(run.write())]) == 0
     said = capsys.readouterr().out
-    assert "Figure temperature: the folder has no complete trial of the study." in said
+    assert "Figure temperature: no arm of the study has a number for the selection 'last' yet." in said
     assert "waiting" in (run.root / "tables/temperature.md").read_text()
     assert not re.search("loss-terms|transfer|ImageNet|Search:", said)
 

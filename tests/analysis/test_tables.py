@@ -113,7 +113,7 @@ def test_a_row_on_other_data_is_refused_in_the_column(folder: Make) -> None:
 
 
 def test_published_rows_say_their_selection_and_a_missing_selection_is_never_filled_in(folder: Make) -> None:
-    run = folder()
+    run = folder(is_papers=True)
     run.pair()
     assert main([str(run.write()), "--selection", "val"]) == 0
     assert cell(run.root / "tables/table1.csv", "KD")["text"] == "no val"
@@ -311,7 +311,7 @@ def test_only_a_study_that_the_plan_asked_for_is_called_missing(folder: Make, ca
 
 
 def test_few_shot_stands_beside_table_5(folder: Make) -> None:
-    run = folder(teacher="resnet56", student="resnet20")
+    run = folder(teacher="resnet56", student="resnet20", is_papers=True)
     _, _, teacher = run.teachers()
     for seed in range(3):
         config = run.config(run.student, few_shot_ratio=0.25, teacher=teacher, seed=seed, terms=(("task", 1.0), ("kl_q", 1.0)))

@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.aggregate import PAIRS, load
-from analysis.artefact import Options
+from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.build import main
 from analysis.one_setting import one_setting
 from analysis.search import studies_of
 from analysis.table import Cell, Table
-from analysis.tables import cost, search_summary, table1
+from analysis.tables import cost, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
 from hsakd.network_table import network_table
+from hsakd.records import PruningRow, write_rows
 
 Make = Callable[..., Any]
 HAS_LATEX = bool(
@@ -240,6 +241,28 @@ def test_a_trial_on_several_gpus_counts_on_each(folder: Make) -> None:
     (table,) = cost.build(load([run.root]), Options())
     assert table.rows[0][4].mean == pytest.approx(8 * 40 / 3600)
     assert table.notes[0].startswith("Together 0.089 GPU-hours (trial hours x GPUs)")
+
+
+def test_a_pruning_report_is_a_table_where_there_is_one_and_a_sentence_where_it_is_cut(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.studies(seeds=1)
+    results = load([run.write()])
+    with pytest.raises(NotAsked):
+        pruning.build(results, Options())
+    best = str(results.rows(purpose="search")["trial_id"].iloc[0])
+    shared = {"study": "a-b", "num_trials": 12, "best_trial_id": best, "best_top1_val": 77.0, "seconds_saved": 1800.0, "epochs_saved": 10}
+    kept = PruningRow(pruner="as run", num_pruned=1, epochs_run=40, kills_best=False, top1_val_left=77.0, **shared)
+    killed = replace(kept, pruner="median", num_pruned=2, epochs_run=30, kills_best=True, top1_val_left=76.25)
+    write_rows(run.root / "pruning.parquet", [kept, killed], PruningRow)
+    (table,) = pruning.build(results, Options())
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["a-b", "as run", "12", "1", "10 (20%)", "0.500", "77.00", "-"],
+        ["a-b", "median", "12", "2", "10 (25%)", "0.500", "77.00", "0.75"],
+    ]
+    assert table.trial_ids == {best}
+    (run.root / "pruning.parquet").write_bytes(b"PAR1")
+    with pytest.raises(NothingToShow, match=r"run/pruning.parquet is not a readable Parquet file"):
+        pruning.build(results, Options())
 
 
 def test_the_bank_saved_what_live_predictions_would_have_run_and_shared_trials_are_named(folder: Make) -> None:

@@ -1,7 +1,7 @@
 """`python sweeps/pruning_report.py OUT`: what pruning saved in each study, and whether the pruners would have killed the best trial.
 
 A pruner that did not run is replayed on the recorded epochs: every trial reports its validation accuracies in the order in which they
-came in, and the pruner is asked as it would have been. The rows go to `<out>/pruning.parquet`, for the analysis.
+came in, and the pruner is asked as it would have been. The rows go to `<out>/pruning.parquet`, of which `analysis/build.py` makes a table.
 """
 
 import heapq

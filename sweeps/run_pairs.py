@@ -70,20 +70,20 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     )
     print(f"disk of --out: {result.weights_bytes / 1e9:.2f} GB of weights, {result.resume_bytes / 1e9:.2f} GB of resume files")
     if options.predictions == "bank":
-        print(
-            f"disk of --bank-dir: at most {result.bank_bytes / 1e9:.4g} GB on a node that has students of every teacher; "
-            + describe_budget(options.bank_budget, result)
-        )
+        print(f"disk of --bank-dir: {describe_banks(result, options.bank_budget)}")
 
 
-def describe_budget(budget: float | None, result: Forecast) -> str:
-    """Return what a budget in GB (None: the default) means for the banks that a sweep fills."""
+def describe_banks(result: Forecast, budget: float | None) -> str:
+    """Return what the banks that a sweep fills take, and what a budget in GB (None: the default) means for them."""
+    if result.bank_bytes == 0:
+        return "none, as crops of images that stay in their files are too many to be kept, and feature maps are not"
+    size, largest = result.bank_bytes / 1e9, result.largest_bank_bytes / 1e9
+    said = f"at most {size:.4g} GB on a node that has students of every teacher; the budget is "
     if budget is None:
-        return "the budget is half of the disk that is free there (--bank-budget)"
-    said, largest = f"the budget is {budget:.4g} GB", result.largest_bank_bytes / 1e9
+        return f"{said}half of the disk that is free there (--bank-budget)"
     if budget < largest:
-        return f"{said}, but a bank takes up to {largest:.4g} GB: teachers whose bank is larger are asked live"
-    return said if budget >= result.bank_bytes / 1e9 else f"{said}: a bank gives way to others once no trial has it open"
+        return f"{said}{budget:.4g} GB, but a bank takes up to {largest:.4g} GB: teachers whose bank is larger are asked live"
+    return f"{said}{budget:.4g} GB" + ("" if budget >= size else ": a bank gives way to others once no trial has it open")
 
 
 def packing_of(options: SweepOptions) -> Packing:

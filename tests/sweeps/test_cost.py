@@ -173,6 +173,12 @@ def test_a_dry_run_says_which_banks_the_budget_has_room_for(tmp_path: Path, caps
     assert said(0.014) == "the budget is 0.014 GB"
 
 
+def test_a_dry_run_says_where_no_bank_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = SweepOptions(out=tmp_path, preset="imagenet", methods=("HSAKD*",), predictions="bank", bank_budget=1.0)
+    print_plan(options, known_work(options))
+    assert "disk of --bank-dir: none, as crops of images that stay in their files are too many" in capsys.readouterr().out
+
+
 def test_what_is_done_is_neither_priced_nor_counted(tmp_path: Path) -> None:
     options = SweepOptions(out=tmp_path, preset="digits", methods=("Student",), pairs=("resnet14-resnet8_half",))
     trials, store, cost = unique_trials(known_work(options)), ResultStore(tmp_path), CostModel("cpu")

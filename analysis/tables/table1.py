@@ -4,6 +4,7 @@ import pandas as pd
 
 from analysis.aggregate import METHODS, Results, by_row, make_cell, pair_label, pairs_of, reported, where
 from analysis.artefact import NotAsked, Options
+from analysis.configurations import parsed
 from analysis.hours import search_entries, total, with_hours
 from analysis.inference import Summary, holm, p_text, verdict, welch
 from analysis.published import comparable, published, published_cell
@@ -13,6 +14,7 @@ from analysis.uniform import Pair, uniform
 PUBLISHED = ("table1_cifar100", "online_cifar100")  # the latter's pairs are of a network with itself
 COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
 ONLINE = "HSSAKD (online)"
+IMPORTED = '"imported_sha256":"'  # in a configuration's text
 
 
 def build(results: Results, options: Options) -> list[Table]:
@@ -50,11 +52,26 @@ def build(results: Results, options: Options) -> list[Table]:
         about.append("Published rows: mean ± std of 3 runs on one teacher run (ddof unknown), selected on the best test epoch.")
         if options.selection != "best-test":
             about.append("Measured and published rows have different selections: compare them in the next table, never here.")
-    about += _cost(results)
+    about += _from_files(entries) + _cost(results)
     columns = ("Method", *(pair_label(pair, pairs) for pair in pairs))
     tables = [Table(name="table1", title="Table 1: accuracy of the methods", columns=columns, rows=tuple(rows), notes=(*about, *notes))]
     comparison = _comparison(of_rows, every, theirs, options)
     return [*tables, comparison] if comparison is not None else tables
+
+
+def _from_files(entries: pd.DataFrame) -> list[str]:
+    """Return a sentence per weights file that stands in a trained teacher's place, with the rows that rest on it."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for method, text in entries.loc[entries["config_json"].str.contains(IMPORTED), ["method", "config_json"]].itertuples(index=False):
+        waiting = [parsed(text)]
+        for config in waiting:
+            waiting += [needed for name in ("teacher", "backbone") if (needed := config.get(name)) is not None]
+            if sha256 := config.get("imported_sha256"):
+                found.setdefault((str(config["network"]), str(sha256)), set()).add(str(method))
+    return [
+        f"{network} is from a weights file (sha256 {sha256[:12]}), not trained here, in: {', '.join(sorted(methods))}."
+        for (network, sha256), methods in sorted(found.items())
+    ]
 
 
 def rows_of(found: set[str]) -> list[str]:

@@ -23,6 +23,7 @@ from analysis.search import studies_of
 from analysis.table import Cell, Table
 from analysis.tables import cost, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
+from hsakd.config import OptimConfig
 from hsakd.network_table import network_table
 from hsakd.records import PruningRow, write_rows
 
@@ -426,3 +427,16 @@ def assert_is_latex(text: str, *, num_parts: int) -> list[list[str]]:
         assert not any("_" in line for line in body)
         bodies.append(part[part.index(r"\midrule") + 1 : end])
     return bodies
+
+
+def test_a_teacher_from_a_weights_file_is_named_with_the_rows_that_rest_on_it(folder: Make) -> None:
+    run = folder(dataset="digits")
+    backbone = replace(run.teachers()[0], optim=OptimConfig(epochs=0, milestones=()), imported_sha256="abcdef012345" + "0" * 52)
+    frozen = replace(run.teachers()[1], backbone=backbone)
+    run.add(run.config(run.student), "report", "Student", 70.0)
+    run.add(run.config(run.student, terms=(("task", 0.1), ("kd", 0.9)), teacher=backbone, taps=()), "report", "KD", 71.0)
+    run.add(run.config(run.student, teacher=frozen), "report", "HSAKD", 72.0)
+    table = table1.build(load([run.write()]), Options())[0]
+    assert [note for note in table.notes if "weights file" in note] == [
+        f"{run.teacher} is from a weights file (sha256 abcdef012345), not trained here, in: HSAKD, KD."
+    ]

@@ -27,7 +27,7 @@ from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import Schedule, WorkLines
 from sweeps.status import describe_driver
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
-from sweeps.wording import reason_of
+from sweeps.wording import counted, reason_of
 from sweeps.worklist import known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
@@ -59,13 +59,13 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
         )
     left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done | shared)
     taken_over = f", {len(shared)} to take over from {options.teachers_from}" if shared else ""
-    print(f"{len(trials)} trials known, {len(done)} done{taken_over}; multiply-adds left in the known ones: {left:.3g}")
+    print(f"{counted(len(trials), 'trial')} known, {len(done)} done{taken_over}; multiply-adds left in the known ones: {left:.3g}")
     slots = options.gpus or cpu_slots((options.threads + loader_workers(options, trials.values())) * options.ranks_per_trial)
     searched = read_searched(options, ResultStore(options.out)) if TUNED in options.methods else set[str]()
     result = forecast(options, trials, done | shared | searched, cost, packing, slots)
     unit = "GPU" if options.gpus else "CPU-slot"
     print(
-        f"{result.num_trials} trainings left, searches included: {result.slot_hours:.3g} {unit}-hours, "
+        f"{counted(result.num_trials, 'training')} left, searches included: {result.slot_hours:.3g} {unit}-hours, "
         f"about {result.makespan_hours:.3g} h on {slots} {'GPUs' if options.gpus else 'slots'} (basis: {cost.describe()})"
     )
     print(f"disk of --out: {result.weights_bytes / 1e9:.2f} GB of weights, {result.resume_bytes / 1e9:.2f} GB of resume files")

@@ -148,7 +148,7 @@ def test_a_watch_ends_quietly_with_an_interrupt(tmp_path: Path) -> None:
     assert watch.stdout is not None
     seen = 0
     while seen < 2:
-        seen += watch.stdout.readline().startswith("all lines")
+        seen += watch.stdout.readline().startswith("all trials")
     watch.send_signal(signal.SIGINT)
     _, errors = watch.communicate(timeout=60)
     assert (watch.returncode, errors) == (1, "")

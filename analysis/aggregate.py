@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from analysis.compact import PARTITIONS, Generation, Small, current, read_epoch_file, read_part, read_trial_file, small_files
-from analysis.configurations import check, facts_of, setting_of
+from analysis.compact import PARTITIONS, Generation, Small, current, merged_ids, read_epoch_file, read_part, read_trial_file, small_files
+from analysis.configurations import check, facts_of, settings_of
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
 from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
@@ -86,9 +86,9 @@ class Results:
         """Return `trial_id`, `epoch` and `columns` of the epochs of some trials; nothing else is read."""
         names = list(dict.fromkeys(["trial_id", "epoch", *columns]))
         schema = pa.schema([EPOCH_SCHEMA.field(name) for name in names])
-        told, lost, parts = set[str](), set[str](), [schema.empty_table()]
+        lost, parts = set[str](), [schema.empty_table()]
         for folder, of_folder in self.by_folder(trial_ids):
-            wanted = set(of_folder)
+            wanted, broken = set(of_folder), dict[str, ValueError]()
             for trial_id in of_folder:
                 path = folder / "epochs" / f"{trial_id}.parquet"
                 if path.exists():
@@ -96,12 +96,13 @@ class Results:
                         parts.append(read_epoch_file(path, schema))
                         wanted.discard(trial_id)
                     except ValueError as error:
-                        self.notes.append(f"{folder.name}/{error}; its curve is left out.")
-                        told.add(trial_id)
+                        broken[trial_id] = error
             parts.append(_merged_rows(folder, "epochs", sorted(wanted), names, self.notes))
-            lost |= wanted - set(parts[-1]["trial_id"].to_pylist())
+            wanted -= set(parts[-1]["trial_id"].to_pylist())  # a compaction may have kept the epochs of a file that is broken now
+            self.notes.extend(f"{folder.name}/{error}; its curve is left out." for trial_id, error in broken.items() if trial_id in wanted)
+            lost |= wanted - set(broken)
         ran = self.trials.loc[self.trials["epochs_done"].fillna(0) > 0, "trial_id"]
-        if unseen := sorted((lost - told) & set(ran)):
+        if unseen := sorted(lost & set(ran)):
             self.notes.append(f"Without epochs that can be read, so in no curve: {_listed(unseen)}.")
         frame = cast(pd.DataFrame, pa.concat_tables(parts).to_pandas())
         return frame.drop_duplicates(["trial_id", "epoch"], keep="last").sort_values(["trial_id", "epoch"])
@@ -249,7 +250,10 @@ def _read_trials(folder: Path, notes: list[str]) -> tuple[pa.Table, set[str]]:
         return merged, {name: file for name, file in files.items() if name not in known}, said, set(generation.index) - set(files) - known
 
     found = _while_current(folder, notes, read_merged)
-    parts, files, said, broken = found if found is not None else ([empty], small_files(folder / "trials"), [], set[str]())
+    if found is None:
+        small = small_files(folder / "trials")
+        found = [empty], small, [], merged_ids(folder) - set(small)
+    parts, files, said, broken = found
     notes += said
 
     def read(path: Path) -> pa.Table | str:
@@ -348,7 +352,8 @@ def make_cell(
         return Cell(text="-")
     places: dict[tuple[Any, ...], dict[str, Any]] = {}
     for entry in records_of(entries[[*CELL_COLUMNS, column]]):
-        places.setdefault((entry["trial_id"], entry["seed"], entry["teacher_seed"]), entry)  # a trial not yet known has no id
+        is_known = bool(entry["trial_id"])  # without a teacher it is one trial under every teacher's seed; one not yet known has no id
+        places.setdefault((entry["trial_id"],) if is_known else (entry["seed"], entry["teacher_seed"]), entry)
     rows = list(places.values())
     done = [entry for entry in rows if entry["status"] == "complete"]
     ids = tuple(entry["trial_id"] for entry in done)
@@ -364,7 +369,7 @@ def make_cell(
         states = {str(entry["status"]) for entry in others}
         text = "waiting" if not states else "failed" if states == {"failed"} else f"failed: {', '.join(sorted(states))}".replace("_", " ")
         return Cell(text=text, n=0)
-    settings = {setting_of(entry["config_json"]) for entry in done}
+    settings = set(settings_of(entry["config_json"] for entry in done))
     mark = ""
     if len(settings) > 1:
         if not force:

@@ -13,13 +13,22 @@ MOST_FLAT_LABELS = 6
 
 
 def draw_bars(results: Results, options: Options, *, study: str, published: str | None, title: str, order: Order) -> list[Drawing]:
-    """Return one drawing with a panel per pair; error bars are sample stds."""
+    """Return one drawing with a panel per pair, of the arms that it has; error bars are sample stds.
+
+    Raises:
+        NotAsked: the plan has none of the study's trials.
+        NothingToShow: no arm has a number.
+    """
     rows = study_rows(results, options, study)
-    arms, pairs = rows.arms(order), rows.pairs
-    is_crowded = len(arms) > MOST_FLAT_LABELS
+    pairs = rows.pairs
+    arms_of = {pair: [arm for arm in rows.arms(order) if (pair, arm) in rows.cells] for pair in pairs}
+    if all(cell.mean is None for cell in rows.cells.values()):
+        raise NothingToShow(f"Figure {study}: no arm of the study has a number for the selection {options.selection!r} yet.")
+    is_crowded = max(map(len, arms_of.values())) > MOST_FLAT_LABELS
     figure, axes = new_figure(len(pairs), height=4.0 if is_crowded else 3.4)
     ids, reasons = list[str](), list[str]()
     for panel, pair in zip(axes, pairs, strict=True):
+        arms = arms_of[pair]
         cells = [rows.cell(pair, arm) for arm in arms]
         theirs = {} if published is None else rows.published(published, pair, reasons)
         places = np.arange(len(arms))
@@ -46,7 +55,5 @@ def draw_bars(results: Results, options: Options, *, study: str, published: str 
         panel.set_ylabel("test accuracy (per cent)")
         panel.set_title(pair_label(pair, pairs), fontsize=9)
         panel.legend(fontsize=7, loc="upper left")
-    if not ids:
-        raise NothingToShow(f"Figure {study}: no trial of the study is complete.")
     caption = " ".join([f"{title}. Bars: mean over seeds; error bars: sample std. The axis does not start at 0.", *reasons])
     return [Drawing(name=study.replace("-", "_"), title=title, caption=caption, figure=figure, trial_ids=tuple(sorted(set(ids))))]

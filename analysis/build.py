@@ -1,6 +1,7 @@
 """Build every table, figure and the report from result folders: `python analysis/build.py RUNS... [--out DIR]`."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from analysis.table import Table
 from hsakd.records import replacing
 
 T = TypeVar("T")
+ONLY_IN_FILES = ("cost", "equal_teacher", "networks", "search_summary")  # what is printed is the accuracies: Table 1, 2 and the studies
+WRITTEN = "written.json"  # in the folder of the build: the names of its files, so that the next build can tell its own from others
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="result folders; several are merged by trial id")
     parser.add_argument("--out", type=Path, default=None, help="where to write (default: tables/ in the first result folder)")
     parser.add_argument(
-        "--selection", choices=sorted(SELECTIONS), default="last", help="which test accuracy the tables show (default: last epoch)"
+        "--selection",
+        choices=sorted(SELECTIONS),
+        default="last",
+        help="which test accuracy the tables show: of the last epoch (default), the best test epoch, or the best validation epoch (val: "
+        "of trials with a held-out part only, which are those of search and confirmation)",
     )
     parser.add_argument("--force", action="store_true", help="average trials of different settings (marked) instead of refusing them")
     parsed = parser.parse_args(arguments)
@@ -43,15 +50,20 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print("\n".join(table.to_markdown() for table in tables if table.name.startswith("table1")))
-    for note in notes:
-        print(f"- {note}")
-    print(f"\n{len(names)} files in {out}: open {out / 'report.html'}; tables as md, tex, csv and html; figures as svg and png.")
+    for table in tables:
+        if table.name not in ONLY_IN_FILES:
+            print(table.to_markdown())
+    if notes:
+        print("".join(f"- {note}\n" for note in notes))
+    print(f"{len(names)} files in {out}: open {out / 'report.html'}; tables as md, tex, csv and html; figures as svg and png.")
     return 0
 
 
 def build(results: Results, options: Options, out: Path) -> tuple[list[str], list[Table], list[str]]:
-    """Write all artefacts to `out`; return the file names, the tables (Table 1 first) and sentences on what is left out."""
+    """Write all artefacts to `out`; return the file names, the tables (Table 1 first) and sentences on what is left out.
+
+    They take the place of what the last build wrote there: its other files are deleted, nothing else is.
+    """
     notes: list[str] = []
     tables = sorted(
         _collect(analysis.tables, lambda module: module.build(results, options), notes), key=lambda table: table.name != "table1"
@@ -66,10 +78,29 @@ def build(results: Results, options: Options, out: Path) -> tuple[list[str], lis
     notes = [*dict.fromkeys([*results.notes, *notes])]
     with_svg = [(drawing, files[f"figure_{drawing.name}.svg"]) for drawing in drawings]
     files["report.html"] = render(results, tables, with_svg, notes).encode()
+    before = _written(out)
+    _write(out / WRITTEN, json.dumps(sorted({*before, *files})).encode())  # both, until the old ones are gone: a build may be killed
     for name, content in files.items():
-        with replacing(out / name) as temporary:
-            temporary.write_bytes(content)
+        _write(out / name, content)
+    for name in before - set(files):
+        (out / name).unlink(missing_ok=True)
+    _write(out / WRITTEN, json.dumps(sorted(files)).encode())
     return sorted(files), tables, notes
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _written(out: Path) -> set[str]:
+    """Return the files that the last build left in `out`; what is not a list of plain names counts as none."""
+    try:
+        names = json.loads((out / WRITTEN).read_text())
+    except (OSError, ValueError):
+        return set()
+    found = {name for name in names if isinstance(name, str)} if isinstance(names, list) else set[str]()
+    return {name for name in found if name == Path(name).name and (out / name).is_file()}
 
 
 def _collect(package: ModuleType, make: Callable[[Any], list[T]], notes: list[str]) -> list[T]:

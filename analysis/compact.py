@@ -87,6 +87,20 @@ def current(run: Path) -> Generation | None:
     raise ValueError(f"{run.name}/compacted/CURRENT names a generation that is not there; the small files are read instead")
 
 
+def merged_ids(run: Path) -> set[str]:
+    """Return the trials of the generation that `compacted/CURRENT` names, as far as its files can be read: its index may not be."""
+    found = set[str]()
+    pointer = run / "compacted" / "CURRENT"
+    name = pointer.read_text(errors="replace").strip() if pointer.exists() else ""
+    for digit in PARTITIONS if name else "":
+        try:
+            table = read_part(pointer.parent / name / "trials" / f"{digit}.parquet", pa.schema([TRIAL_SCHEMA.field("trial_id")]))
+        except (pa.ArrowException, OSError, ValueError):
+            continue
+        found.update(table["trial_id"].drop_null().to_pylist())
+    return found
+
+
 def read_part(path: Path, schema: pa.Schema, filters: pc.Expression | None = None) -> pa.Table:
     """Return the rows of a file in `schema`; a column that an older version did not have is null.
 
@@ -183,7 +197,11 @@ def read_epoch_file(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def compact(run: Path) -> tuple[int, list[str]]:
-    """Merge all readable small files of `run`; return how many trials the new generation has, and a sentence per file left out."""
+    """Merge all readable small files of `run`; return how many trials the new generation has, and a sentence per file left out.
+
+    Raises:
+        ValueError: `run` has no trials/, another compaction is at work in it, or compacted/ can't be written.
+    """
     if not (run / "trials").is_dir():
         raise ValueError(f"RUN is {str(run)!r}; accepted: a result folder with a trials/ folder")
     try:

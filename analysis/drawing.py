@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 import matplotlib
@@ -27,6 +29,21 @@ def line_of(number: int) -> str:
 def error_length(std: float | None) -> float:
     """Return the length of an error bar: without a std it is not a number, so nothing is drawn, no cap either."""
     return math.nan if std is None else std
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """Return places for labels of `values`, in the values' order, at least `gap` apart; labels that would touch are centred on theirs."""
+    blocks: list[list[float]] = []
+    for value in sorted(values):
+        block = [value]
+        while blocks and fmean(block) - fmean(blocks[-1]) < (len(block) + len(blocks[-1])) / 2 * gap:
+            block = blocks.pop() + block
+        blocks.append(block)
+    places = [fmean(block) + (i - (len(block) - 1) / 2) * gap for block in blocks for i in range(len(block))]
+    found = [0.0] * len(values)
+    for place, number in zip(places, sorted(range(len(values)), key=lambda number: values[number]), strict=True):
+        found[number] = place
+    return found
 
 
 def new_figure(num_panels: int = 1, *, height: float = 3.4, width: float = 4.6, grid: Literal["x", "y"] = "y") -> tuple[Figure, list[Axes]]:

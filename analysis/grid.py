@@ -12,13 +12,18 @@ from analysis.studies import study_rows
 def draw_grid(
     results: Results, options: Options, *, study: str, title: str, value_of: Callable[[dict[str, Any]], dict[str, float]]
 ) -> list[Drawing]:
-    """Return the drawing; `value_of` an entry says at which place of which panels it stands."""
+    """Return the drawing; `value_of` an entry says at which place of which panels it stands.
+
+    Raises:
+        NotAsked: the plan has none of the study's trials.
+        NothingToShow: no arm has a number, or none varies one number alone.
+    """
     rows = study_rows(results, options, study)
     places = {arm: value_of(entry) for arm, entry in rows.first.items()}
     panels = sorted({name for values in places.values() for name in values})
     shown = {place: cell for place, cell in rows.cells.items() if cell.mean is not None}
     if not shown:
-        raise NothingToShow(f"Figure {study}: the folder has no complete trial of the study.")
+        raise NothingToShow(f"Figure {study}: no arm of the study has a number for the selection {options.selection!r} yet.")
     if not panels:
         raise NothingToShow(f"Figure {study}: no trial varies one number alone.")
     figure, axes = new_figure(len(panels))

@@ -4,15 +4,19 @@ import pandas as pd
 
 from analysis.aggregate import Results
 
-KINDS = {"cpu": "CPU-hours (trial hours x threads)", "cuda": "GPU trial hours"}
+KINDS = {"cpu": "CPU-hours (trial hours x threads)", "cuda": "GPU-hours (trial hours x GPUs)"}
 
 
 def with_hours(entries: pd.DataFrame) -> pd.DataFrame:
-    """Return the entries whose trial has ended, each trial once, with its `device` and the `hours` of all attempts (CPU: x threads)."""
+    """Return the entries whose trial has ended, each trial once, with its `device` and `hours`.
+
+    Hours are those of all attempts x ranks, of which each has a GPU, or x threads on CPUs, of which each has `num_threads`.
+    """
     ended = entries[entries["total_seconds"].notna()].drop_duplicates("trial_id")
     threads = ended["num_threads"].where(ended["device"] == "cpu", 1).fillna(1).clip(lower=1)
+    ranks = ended["num_ranks"].fillna(1).clip(lower=1)
     device = ended["device"].replace("", "unknown").fillna("unknown")
-    return ended.assign(hours=ended["total_seconds"] * threads / 3600, device=device)
+    return ended.assign(hours=ended["total_seconds"] * ranks * threads / 3600, device=device)
 
 
 def total(ended: pd.DataFrame) -> str:

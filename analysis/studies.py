@@ -9,9 +9,9 @@ import pandas as pd
 
 from analysis.aggregate import SELECTIONS, Results, by_row, make_cell, pair_label, pairs_of, records_of, where
 from analysis.artefact import NotAsked, Options
-from analysis.configurations import setting_of, source_of
+from analysis.configurations import settings_of, source_of
 from analysis.inference import Difference, Summary, paired
-from analysis.published import published, published_cell, reference
+from analysis.published import departures, published, published_cell, reference
 from analysis.table import Cell, Table
 from analysis.uniform import Pair, teacher_of, uniform
 
@@ -46,10 +46,13 @@ class StudyRows:
         """Return an arm's cell, "-" where the pair does not have the arm."""
         return self.cells.get((pair, arm), Cell(text="-"))
 
-    def published(self, table: str, pair: Pair, notes: list[str], *, trained_on: str = "cifar100") -> dict[str, Summary]:
+    def published(
+        self, table: str, pair: Pair, notes: list[str], *, trained_on: str = "cifar100", varies_ratio: bool = False
+    ) -> dict[str, Summary]:
         """Return a pair's numbers in a table of `reference.csv` by method, or none, and why in `notes`, where ours can't stand beside them.
 
-        Our students must have been trained on the data set `trained_on`, and their teacher as that of the paper's ablations.
+        Our students must have been trained on the data set `trained_on` as the paper's were (but for the part of the training set with
+        `varies_ratio`), and their teacher as that of the paper's ablations.
         """
         found = published([table], pair)
         texts = [str(rows["config_json"].iloc[0]) for (own, _), rows in self.of_rows.items() if own == pair]
@@ -57,6 +60,9 @@ class StudyRows:
         reasons = [f"students trained on {', '.join(sorted(sources))} (the paper's: {trained_on})"] if sources != {trained_on} else []
         if table in (LOSS_TERMS, AUX_PLACEMENT) and "frozen" in regimes:
             reasons.append("arms of a frozen teacher (the paper's: trained jointly)")
+        odd = dict.fromkeys(line for text in texts for line in departures(text, varies_ratio=varies_ratio))
+        if odd and sources == {trained_on}:
+            reasons.append(f"trials not of the paper's schedule or data ({'; '.join(odd)})")
         if found and reasons:
             notes.append(f"{pair[1]} → {pair[2]}: no published numbers beside {' and '.join(reasons)}.")
         return {} if reasons else found
@@ -110,7 +116,7 @@ def _complete(entries: pd.DataFrame | None, column: str, *, force: bool) -> list
         return []
     rows = records_of(entries[["status", "seed", "teacher_seed", "trial_id", "config_json", column]])
     done = [row for row in rows if row["status"] == "complete" and pd.notna(row[column])]
-    return done if force or len({setting_of(row["config_json"]) for row in done}) == 1 else []
+    return done if force or len(set(settings_of(row["config_json"] for row in done))) == 1 else []
 
 
 def _by_place(rows: list[dict[str, Any]], *, is_by_teacher: bool) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:

@@ -1,16 +1,14 @@
 """Which rows may stand in one column: those trained on the same data and, within a teacher's regime, on the same teacher."""
 
 import json
-from functools import lru_cache
 from typing import Any
 
 import pandas as pd
 
 from analysis.aggregate import for_pair
 from analysis.artefact import Options
-from analysis.configurations import parsed, setting_of
+from analysis.configurations import parsed, settings_of, with_neutral_fields
 from analysis.table import Cell
-from hsakd.config import TrialConfig
 
 Pair = tuple[str, str, str]
 TEACHERS = ("Teacher", "Teacher*")
@@ -74,9 +72,10 @@ def grounds(config_json: str, *, varies_ratio: bool = False) -> tuple[str, str, 
     texts = []
     for part in filter(None, (config, config.get("backbone"))):
         data = {name: value for name, value in dict(part.get("data") or {}).items() if name != "few_shot_ratio" or not varies_ratio}
-        texts.append(_with_neutral_fields(json.dumps({"network": "", "data": data}, sort_keys=True)))
+        texts.append(with_neutral_fields(json.dumps({"network": "", "data": data}, sort_keys=True)))
     regime, root = _teacher_of(config)
-    return "".join(texts), regime, setting_of(root)
+    (root_setting,) = settings_of([root])
+    return "".join(texts), regime, root_setting
 
 
 def teacher_of(config_json: str) -> tuple[str, str]:
@@ -93,13 +92,4 @@ def _teacher_of(config: dict[str, Any]) -> tuple[str, str]:
         return "", ""
     root = teacher.get("backbone") or teacher
     is_plain = root is not teacher or "ce_q" not in dict((teacher.get("objective") or {}).get("terms", []))
-    return "frozen" if is_plain else "joint", _with_neutral_fields(json.dumps(root, sort_keys=True))
-
-
-@lru_cache(maxsize=4096)
-def _with_neutral_fields(config_json: str) -> str:
-    """Return a configuration with the neutral fields that an older version's text lacks; what this version can't read stays as it is."""
-    try:
-        return TrialConfig.from_json(config_json).to_json()
-    except ValueError:
-        return config_json
+    return "frozen" if is_plain else "joint", with_neutral_fields(json.dumps(root, sort_keys=True))

@@ -14,6 +14,7 @@ import tyro
 from hsakd.config import NumericsConfig, ObjectiveConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.data.views import ViewSpace, rotate_rows
+from hsakd.devices import parameter_dtype
 from hsakd.records import ResultStore
 from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, is_in_use, locked
 from hsakd.training.loop import gather_batch
@@ -46,8 +47,8 @@ class BankOptions:
     """warm: gigabytes that all banks may take, open ones as if they were full (default: half of the free disk)."""
     data_dir: Path | None = None
     """warm: where the data set is."""
-    device: str = "cpu"
-    """warm: where the teacher runs."""
+    device: str | None = None
+    """warm: where the teacher runs; a bank of a CPU's answers is another than one of a GPU's (default: a GPU if there is one)."""
     threads: int = 1
     """warm: CPU threads."""
     batch_size: int = 64
@@ -105,13 +106,18 @@ def delete_banks(options: BankOptions, root: Path) -> None:
 
 
 def warm_bank(options: BankOptions, root: Path) -> None:
-    """Ask a finished teacher about every view of every training image, so that no student has to wait for it."""
+    """Ask a finished teacher about every view of every training image, so that no student has to wait for it.
+
+    Raises:
+        ValueError: a value that can't be used, no such teacher, or a bank that doesn't fit or can't be written.
+    """
     for name in ("threads", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} is {getattr(options, name)}; accepted: 1 or more")
-    device = usable_device(options.device)
-    record = ResultStore(options.out).read_trial(options.teacher)
-    if record is None:
+    device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    store = ResultStore(options.out)
+    record = store.peek_trial(options.teacher)
+    if record is None or not store.is_finished(record):
         raise ValueError(f"teacher is {options.teacher!r}; accepted: the id of a finished trial in {options.out}")
     teacher = record.config
     numerics = NumericsConfig(
@@ -140,7 +146,7 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     if not 1 <= num_views <= dataset.views.num_views:
         raise ValueError(f"num_views is {num_views}; accepted: 1 to {dataset.views.num_views}")
     context = RunContext(
-        store=ResultStore(options.out),
+        store=store,
         bank_dir=root,
         bank_budget_bytes=None if options.bank_budget is None else int(options.bank_budget * 1e9),
     )
@@ -148,7 +154,7 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     if predictions is None or predictions.source != "bank":
         raise ValueError(f"bank_dir is {root}; {predictions.fallback if predictions is not None else 'no teacher'}")
     data = dataset.to(device)
-    dtype = torch.float64 if options.precision == "float64" else torch.float32
+    dtype = parameter_dtype(numerics)
     for view in range(num_views):
         for indices in torch.split(torch.arange(len(dataset.train_labels)), options.batch_size):
             batch = gather_batch(data, indices, torch.full_like(indices, view), dtype=dtype)
@@ -159,7 +165,8 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     predictions.close()
     if predictions.fallback:
         raise ValueError(f"bank_dir is {root}; {predictions.fallback}")
-    print(f"{predictions.misses} of {predictions.hits + predictions.misses} predictions were missing; all are stored")
+    served = f"{predictions.misses} of {predictions.hits + predictions.misses} predictions were missing; all are stored"
+    print(f"{served}, for students on {'a GPU' if device.type == 'cuda' else device.type.upper() + 's'}")
 
 
 def usable_device(name: str) -> torch.device:

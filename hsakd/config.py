@@ -18,7 +18,6 @@ from typing import Any, Literal, Self, TypeVar, cast
 from hsakd.term_table import facts_of_terms
 
 C = TypeVar("C", bound="DataclassConfig")
-TEACHER_REGIMES = ("joint", "frozen")
 DETECTION_DATASET = "voc0712"
 DETECTOR_BACKBONES = ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet")  # those that torchvision has, too
 STREAMED_DATASETS = ("imagenet", "imagefolder")  # image files that need not fit into memory

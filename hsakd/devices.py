@@ -5,11 +5,18 @@ import contextlib
 import torch
 from torch import Tensor
 
+from hsakd.config import NumericsConfig
+
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """Return `values` of the host on `device`; the host goes on at once, since a GPU is sent them from pinned memory."""
     pinned = values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values  # what is pinned stays as it is
     return pinned.to(device, non_blocking=True)
+
+
+def parameter_dtype(numerics: NumericsConfig) -> torch.dtype:
+    """Return the type of parameters and images: float32, also under mixed precision, or float64."""
+    return torch.float64 if numerics.precision == "float64" else torch.float32
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:

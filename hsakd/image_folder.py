@@ -1,14 +1,16 @@
 """A user's own images in `train/<class>/` and `val/<class>/` folders: what is there, checked and digested; this module imports no torch."""
 
 import hashlib
+import mimetypes
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+RECOGNIZED_ONLY = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # PIL tells what they are; to decode them it needs other programs
 PARTS = ("train", "val")
 PIXELS_PER_PADDING = 8  # random crops pad CIFAR's 32 pixels by 4: an eighth of the side
 
@@ -57,14 +59,15 @@ def scan_image_folder(root: Path) -> ImageFolder:
     """List, check and digest `root`: every image is read once.
 
     Raises:
-        ValueError: a folder is missing, `train` and `val` hold different classes, a class has no image, a file is not an image.
+        ValueError: a folder is missing, `train` and `val` hold different classes, a class has no image, an image can't be read.
     """
     listed = list_image_folder(root)
     digest, sizes = hashlib.sha256(), set[tuple[int, int]]()
     for name, _ in (*listed.train, *listed.val):
         content = (root / name).read_bytes()
         digest.update(f"{name}\n{hashlib.sha256(content).hexdigest()}\n".encode())
-        sizes.add(_size_of(root / name))
+        with opened(root / name) as image:
+            sizes.add(image.size)
     width, height = next(iter(sizes))
     return replace(listed, sha256=digest.hexdigest(), common_size=width if len(sizes) == 1 and width == height else None)
 
@@ -73,8 +76,11 @@ def scan_image_folder(root: Path) -> ImageFolder:
 def list_image_folder(root: Path, *, name: str = "imagefolder") -> ImageFolder:
     """List and check `root` without reading an image: no digest (empty), no common size. `name` is the data set's, for messages.
 
+    Files that are no images are passed over.
+
     Raises:
-        ValueError: a folder is missing, `train` and `val` hold different classes, a class has no image.
+        ValueError: a folder is missing, `train` and `val` hold different classes, a class has no image, an image is of a format that PIL
+            doesn't read.
     """
     labelled: dict[str, dict[str, list[Path]]] = {}
     for part in PARTS:
@@ -91,7 +97,7 @@ def list_image_folder(root: Path, *, name: str = "imagefolder") -> ImageFolder:
     for part in PARTS:
         for label, paths in labelled[part].items():
             if not paths:
-                raise ValueError(f"{name}: {root / part / label} holds no image; accepted: files ending in {', '.join(IMAGE_SUFFIXES)}")
+                raise ValueError(f"{name}: {root / part / label} holds no image; accepted: files of a format that PIL reads")
     classes = tuple(sorted(train))
     rows = {
         part: tuple((path.relative_to(root).as_posix(), label) for label, own in enumerate(classes) for path in labelled[part][own])
@@ -102,18 +108,51 @@ def list_image_folder(root: Path, *, name: str = "imagefolder") -> ImageFolder:
 
 def unreadable(path: Path, error: Exception) -> ValueError:
     """Return the refusal of a file that can't be decoded."""
-    return ValueError(f"{path} can't be decoded as an image ({error}); accepted: whole image files")
+    return ValueError(f"{path} can't be decoded as an image ({error}); accepted: whole image files of 8 bits a channel")
 
 
 DECODING_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
+UPRIGHT = {  # by EXIF's orientation; ImageOps.exif_transpose also writes the EXIF data anew, and fails where they are odd
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def _size_of(path: Path) -> tuple[int, int]:
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file.
+
+    Raises:
+        ValueError: it can't be decoded, in here or in the context, or has more than 8 bits a channel; the message names it.
+    """
     try:
         with Image.open(path) as image:
-            return image.size
+            if image.mode.startswith(("I", "F")):  # PIL turns these to RGB by cutting their values at 0 and 255
+                raise ValueError(f"more than 8 bits a channel, mode {image.mode}")
+            yield image
     except DECODING_ERRORS as error:
         raise unreadable(path, error) from error
+
+
+def read_image(path: Path, *, turns_upright: bool) -> Image.Image:
+    """Return an image file as RGB, turned as its EXIF orientation says if `turns_upright`; raises as `opened`."""
+    with opened(path) as image:
+        pixels = image.convert("RGB")
+        how = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1)) if turns_upright else None  # read last: PIL turns TIFF itself
+        return pixels if how is None else pixels.transpose(how)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the endings of the formats that this PIL decodes, in lower case with their dots."""
+    formats = Image.registered_extensions()
+    decoded = {*Image.OPEN, "MPO"}.difference(RECOGNIZED_ONLY)  # MPO is opened as the JPEG that it begins with
+    return frozenset(suffix for suffix, name in formats.items() if name in decoded)
 
 
 def _class_folders(folder: Path) -> list[Path]:
@@ -122,5 +161,9 @@ def _class_folders(folder: Path) -> list[Path]:
 
 def _images_below(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file():
+        if path.name.startswith(".") or not path.is_file():
+            continue
+        if path.suffix.lower() in image_suffixes():
             yield path
+        elif (mimetypes.guess_type(path.name)[0] or "").startswith("image/"):
+            raise ValueError(f"{path} is an image that PIL can't read; accepted: formats that it can, such as JPEG, PNG, WebP, TIFF")

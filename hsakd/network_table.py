@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+TIMM = "timm/"  # of names of models that timm has: none of the table's
 TABLE_FILE = Path(__file__).with_name("network_table.json")
 
 

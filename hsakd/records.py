@@ -60,6 +60,8 @@ class EpochMetrics:
     top1_val: float | None = _column("per cent", None)
     top1_test_peer: float | None = _column("per cent, of the peer in online mutual distillation", None)
     map50_test: float | None = _column("per cent, mAP of a detector: VOC 2007's, at IoU 0.5", None)
+    branch_top1_joint: list[float] = field(default_factory=list, metadata={"unit": "per cent, as the trial's; empty unless measured"})
+    branch_top1_class: list[float] = field(default_factory=list, metadata={"unit": "per cent, as the trial's; empty unless measured"})
     train_seconds: float = _column("seconds", 0.0)
     eval_seconds: float = _column("seconds", 0.0)
     bank_hits: int = _column("images", 0)
@@ -447,13 +449,15 @@ class ResultStore:
             return False
         return record.status != "complete" or not record.has_weights or self.weights_path(record.trial_id).exists()
 
+    def offers(self, record: TrialRecord) -> bool:
+        """Whether another sweep may take this trial over: it is complete and its weights are here."""
+        return record.status == "complete" and self.weights_path(record.trial_id).exists()
+
     def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
-        """Return a trial's epochs, or an empty list where there is no file; a damaged one is set aside. Raises as `read_trial` does."""
-        path = self.epochs_path(trial_id)
+        """Return a trial's epochs, none where there is no readable file; no trial is done again for them, so nothing is set aside."""
         try:
-            return read_rows(path, EpochMetrics)
-        except ValueError as error:
-            self._set_aside_if_damaged(path, error)
+            return read_rows(self.epochs_path(trial_id), EpochMetrics)
+        except ValueError:
             return []
 
     def set_aside(self, path: Path) -> Path:

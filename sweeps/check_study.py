@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from hsakd.records import ResultStore
 from sweeps.cli import parse, refuse, run_command
 from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
-from sweeps.status import peek_epochs, read_records
+from sweeps.status import read_records
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +59,7 @@ def differences(store: ResultStore) -> list[str]:
             if trial_id in seen and not all(map(is_fixed, trial.distributions.values())):
                 found.append(f"{name} repeats trial {seen[trial_id]}: both are {trial_id}")
             seen[trial_id] = trial.number
-            values = {row.epoch: row.top1_val for row in peek_epochs(store, trial_id)}
+            values = {row.epoch: row.top1_val for row in store.read_epochs(trial_id)}
             wrong = [epoch for epoch, value in trial.intermediate_values.items() if values.get(epoch) != value]
             if wrong:
                 found.append(f"{name} has other validation accuracies than trial {trial_id} at epochs {wrong}")

@@ -10,7 +10,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
@@ -19,14 +19,19 @@ from hsakd.dataset_table import DATASET_TABLE, OWN_IMAGES
 from hsakd.network_table import network_table
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
-from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library
+from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library, needs_whole_batches
 from sweeps.space import SearchBudget, SearchSpace, read_space
+
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]
 
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
 BROKEN_PIPE = 128 + 13
 DATASET_NAMES = tuple(sorted(DATASET_TABLE))
-STREAMED = "imagenet"  # the augmentation whose images stay in their files
+STREAMED = "imagenet"  # the augmentation whose images stay in their files, and the data set that has it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +45,7 @@ class SweepOptions:
     """Result folder; shared by all nodes."""
     gpus: int = 0
     """Most GPUs used at once; 0 trains on the CPU."""
-    preset: Literal["paper", "imagenet", "fashion", "digits"] = "paper"
+    preset: PresetName = "paper"
     """Data, pairs and schedule."""
     pairs: tuple[str, ...] = ()
     """TEACHER-STUDENT names; default: the preset's."""
@@ -55,7 +60,8 @@ class SweepOptions:
     search_budget: str | None = None
     """Instead of --trials: 20 (trials) or 12x (as much as 12 full student runs; pruned trials count in part)."""
     space: Path | None = None
-    """TOML file of ranges to search instead of the default ones."""
+    """TOML file of other ranges to search, of lines such as temperature = [1, 10], kl_p = 1.0 (fixed) or placement = ["1+2", "3"]; the
+    other keys are kl_q, branch_weight and learning_rate."""
     top_k: int | None = None
     """Settings of each study that are confirmed with all seeds."""
     epochs: int | None = None
@@ -95,7 +101,7 @@ class SweepOptions:
     channels_last: Literal["auto", "yes", "no"] = "auto"
     """Memory format; auto: each family's faster one on CPUs, no on GPUs."""
     compile: bool = False
-    """Compile every network with torch.compile."""
+    """Compile each trained network with torch.compile; its teacher, or a peer, runs as it is."""
     tf32: bool = False
     """Let GPUs round float32 products to TF32."""
     deterministic: bool = False
@@ -109,7 +115,7 @@ class SweepOptions:
     ranks_per_trial: int = 1
     """Data-parallel processes of one trial, each with a GPU of one node (with --gpus 0: with --threads CPU threads)."""
     loader_workers: int | None = None
-    """Processes of each rank that decode images which stay in their files; default: 4 with GPUs, else none."""
+    """Processes of each rank that decode images which stay in their files, a CPU each; default: 4 with GPUs, else none."""
     gpu_fraction: tuple[str, ...] = ()
     """NETWORK=FRACTION: the part of a GPU that trials of one network get, instead of 1 / --trials-per-gpu."""
     max_failures: int = 2
@@ -229,6 +235,14 @@ class SweepOptions:
         optim, ranks = PRESETS[self.preset].optim, self.ranks_per_trial
         shards, batch_size = self.batch_shards or optim.batch_shards, self.batch_size or optim.batch_size
         _check("batch_shards", shards, batch_size % shards == 0, f"a divisor of the batch's {batch_size} images")
+        for method in self.methods:
+            is_accepted = shards == 1 or not needs_whole_batches(method)
+            _check(
+                "methods",
+                method,
+                is_accepted,
+                f"it with --batch-shards 1, not {shards}, as it compares or remembers the images of whole batches",
+            )
         accepted = f"a divisor of the batch's {shards} parts (--batch-shards), each of which has batch statistics of its own"
         _check("ranks_per_trial", ranks, shards % ranks == 0, accepted)
         _check("ranks_per_trial", ranks, not self.gpus or ranks <= self.gpus, f"at most --gpus, {self.gpus}")
@@ -305,7 +319,7 @@ class TransferOptions(SweepOptions):
 
     students: tuple[str, ...] = ()
     """Table rows whose students are probed; default: all of the folder's."""
-    preset: tyro.conf.Fixed[Literal["paper", "imagenet", "fashion", "digits"]] = "paper"
+    preset: tyro.conf.Fixed[PresetName] = "paper"
     teacher_weights: tyro.conf.Fixed[Path | None] = None
     methods: tyro.conf.Fixed[tuple[str, ...]] = ()
     seeds: tyro.conf.Fixed[int | None] = None
@@ -336,8 +350,12 @@ class TransferOptions(SweepOptions):
 
     def __post_init__(self) -> None:
         SweepOptions.__post_init__(self)
-        _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(DATASET_NAMES)}")
+        _check("dataset", self.dataset, self.dataset is not None, f"the data set to transfer to, {', '.join(self.dataset_names())}")
         _check("out", str(self.out), (self.out / "plan.parquet").is_file(), "the folder of a sweep")
+
+    def dataset_names(self) -> tuple[str, ...]:
+        """Return what probes are trained on: images in memory, of which their crops are taken."""
+        return tuple(name for name in DATASET_NAMES if name != STREAMED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

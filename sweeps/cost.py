@@ -5,6 +5,7 @@ from math import exp, log
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
 from hsakd.term_table import facts_of_terms
+from sweeps.wording import counted
 from sweeps.worklist import num_train_images, training_multi_adds
 
 ASSUMED_RATES = {"cuda": 2e12, "cpu": 1e10}  # multiply-adds per second of one trial that has a GPU or a CPU thread to itself: a guess
@@ -13,9 +14,9 @@ REPRICE_GROWTH = 1.1  # prices are revised when there are a tenth more results t
 
 
 def cost_of(config: TrialConfig) -> float:
-    """Return a trial's cost in multiply-adds; a student that has a bank does not ask its teacher again."""
+    """Return a trial's cost in multiply-adds; a student that has a bank (logits of finitely many crops) does not ask its teacher again."""
     reads_maps = facts_of_terms(name for name, _ in config.objective.terms).reads_features
-    is_live = reads_maps or config.numerics.teacher_predictions == "live"
+    is_live = reads_maps or config.data.augmentation != "shift" or config.numerics.teacher_predictions == "live"
     return training_multi_adds(config, num_train_images(config), asks_teacher=is_live)
 
 
@@ -94,4 +95,4 @@ class CostModel:
         if self.num_measured == 0:
             return f"an assumed {ASSUMED_RATES[self.device]:.0e} multiply-adds per second and trial; no trial has been measured yet"
         rate = exp(-self.overall.total / self.num_measured)
-        return f"{rate:.3g} multiply-adds per second and trial, measured on {self.num_measured} trials"
+        return f"{rate:.3g} multiply-adds per second and trial, measured on {counted(self.num_measured, 'trial')}"

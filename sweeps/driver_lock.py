@@ -7,7 +7,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hsakd.records import ResultStore
 from sweeps.cli import refuse
+from sweeps.status import describe_driver
 
 LOCK_FILE = "driver.lock"
 BEGUN = (LOCK_FILE, "plan.parquet", "studies.journal")  # what a driver writes before its first trial
@@ -24,7 +26,9 @@ def driver_lock(out: Path) -> Iterator[None]:
             lock = FileLock(out / LOCK_FILE)
             lock.acquire(timeout=0)
         except Timeout:
-            refuse(f"--out is {out}, in which another driver is at work; accepted: another folder, or wait for it to end")
+            refuse(
+                f"--out is {out}, in which {describe_driver(ResultStore(out))} is at work; accepted: another folder, or wait for it to end"
+            )
         except OSError as error:
             refuse(f"--out is {out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
         with lock:

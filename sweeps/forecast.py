@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hsakd.bank_size import bank_bytes
 from hsakd.config import DataConfig, TrialConfig
@@ -34,7 +34,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Forecast:
-    """`slot_hours` are GPU-hours, or hours of a CPU slot where no GPU is asked for; disk is in bytes, `bank_bytes` per node."""
+    """`slot_hours` are GPU-hours, or hours of a CPU slot where no GPU is asked for; disk is in bytes, that of banks per node."""
 
     num_trials: int
     slot_hours: float
@@ -42,6 +42,7 @@ class Forecast:
     weights_bytes: int
     resume_bytes: int
     bank_bytes: int
+    largest_bank_bytes: int
 
 
 def unique_trials(lines: WorkLines) -> dict[str, TrialConfig]:
@@ -65,20 +66,26 @@ def searched_trials(options: SweepOptions) -> int:
     return num_search_trials(options) + (1 + top_k) * (len(seeds_of(options)) - 1) + len(seeds_of(options))
 
 
+def packed_seconds(config: TrialConfig, options: SweepOptions, cost: CostModel, packing: Packing) -> float:
+    """Return the seconds of a trial on its share of a GPU, or on several.
+
+    Throughput that has been measured is of trials packed as they were; where none has, seconds are taken to be in proportion.
+    """
+    seconds = cost.seconds(config)
+    return seconds if cost.num_measured or not options.gpus else seconds / packing.share(config.network)
+
+
 def forecast(
     options: SweepOptions, trials: dict[str, TrialConfig], done: Iterable[str], cost: CostModel, packing: Packing, num_slots: int
 ) -> Forecast:
     """Return what the trials that are not `done` take, searches counted as if all of their trainings ran to the end.
 
     `done` are ids of trials, and names of searched trainings (`read_searched`). `num_slots` are GPUs, or trials at once on the CPU.
-    Throughput that has been measured is of trials packed as they were; where none has, sharing a GPU is taken to slow trials in
-    proportion.
     """
 
     def job(name: str, config: TrialConfig, needs: tuple[str, ...]) -> Job:
         share = packing.share(config.network) if options.gpus else 1.0
-        seconds = cost.seconds(config)
-        return Job(name, seconds if cost.num_measured else seconds / share, share, needs)
+        return Job(name, packed_seconds(config, options, cost, packing), share, needs)
 
     is_done = set(done)
     jobs = [
@@ -90,6 +97,7 @@ def forecast(
     everything = [*trials.values(), *(config for config, _ in searched)]
     jobs += [item for _, item in searched if item.name not in is_done]
     jobs = [Job(item.name, item.seconds, item.share, tuple(n for n in item.needs if n not in is_done)) for item in jobs]
+    banks = bank_needs(everything).values()
     num_running = packing.most_at_once(num_slots) if options.gpus else max(1, num_slots)
     return Forecast(
         num_trials=sum(item.seconds > 0 for item in jobs),
@@ -97,7 +105,8 @@ def forecast(
         makespan_hours=makespan(jobs, max(1, num_slots)) / 3600,
         weights_bytes=_weights_bytes(options, everything),
         resume_bytes=_resume_bytes(options, everything, num_running),
-        bank_bytes=sum(bank_needs(everything).values()),
+        bank_bytes=sum(banks),
+        largest_bank_bytes=max(banks, default=0),
     )
 
 
@@ -159,11 +168,12 @@ def makespan(jobs: list[Job], num_slots: int) -> float:
 
 
 def weights_bytes_of(config: TrialConfig) -> int:
-    """Return the size of a trial's final weights."""
+    """Return the size of a trial's final weights, those of its peer included."""
+    peer = 0 if config.peer is None else weights_bytes_of(replace(config, network=config.peer, peer=None))
     facts = network_facts(config.network)
     taps = config.taps if config.taps is not None else range(1, facts.num_branches + 1)
     added = DETECTOR_PARAMETERS if config.detection is not None else sum(facts.branch_parameters[tap - 1] for tap in taps)
-    return WEIGHT_BYTES * (facts.parameters + added)
+    return WEIGHT_BYTES * (facts.parameters + added) + peer
 
 
 def _weights_bytes(options: SweepOptions, trials: list[TrialConfig]) -> int:
@@ -201,7 +211,9 @@ def bank_needs(trials: Iterable[TrialConfig]) -> dict[tuple[str, DataConfig, int
 
 
 def view_facts(data: DataConfig) -> DatasetFacts | None:
-    """Return what a bank of this data depends on; None where there is none (resized crops, data sets of linear probes)."""
+    """Return what a bank of this data depends on; None where there is none, as of resized crops."""
+    if data.augmentation != "shift":
+        return None
     if data.folder is not None:
         return DatasetFacts(num_classes=data.folder.num_classes, padding=data.folder.padding, has_flip=data.folder.has_flip)
     facts = DATASET_TABLE.get(data.dataset)
@@ -215,6 +227,15 @@ def read_done(store: ResultStore, trials: dict[str, TrialConfig], cost: CostMode
     for record in records:
         cost.observe_record(record)
     return {record.trial_id for record in records}
+
+
+def read_shared(options: SweepOptions, trials: dict[str, TrialConfig], done: set[str]) -> set[str]:
+    """Return the ids of what is to be taken over from `--teachers-from`; whether its weights are intact is looked at when it is."""
+    if options.teachers_from is None:
+        return set()
+    source = ResultStore(options.teachers_from)
+    wanted = [trial_id for trial_id, config in trials.items() if config.role != "student" and trial_id not in done]
+    return {trial_id for trial_id in wanted if (record := source.peek_trial(trial_id)) is not None and source.offers(record)}
 
 
 def read_searched(options: SweepOptions, store: ResultStore) -> set[str]:

@@ -2,9 +2,7 @@
 
 from functools import cache
 
-from hsakd.network_table import NetworkFacts, network_table
-
-TIMM = "timm/"
+from hsakd.network_table import TIMM, NetworkFacts, network_table
 
 
 def is_network(name: str) -> bool:

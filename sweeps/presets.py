@@ -54,6 +54,11 @@ def needs_library(method: str) -> bool:
     return method in COMPARATORS and facts_of_terms(name for name, _ in COMPARATORS[method].terms).library != ""
 
 
+def needs_whole_batches(method: str) -> bool:
+    """Return whether a row has terms that compare or remember the images of whole batches, as those that read feature maps do."""
+    return method in COMPARATORS and facts_of_terms(name for name, _ in COMPARATORS[method].terms).reads_features
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
     """`optim` is for everything but the frozen regime's branches, which have `branch_optim`; `num_search_trials` is per pair."""

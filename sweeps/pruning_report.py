@@ -1,7 +1,7 @@
 """`python sweeps/pruning_report.py OUT`: what pruning saved in each study, and whether the pruners would have killed the best trial.
 
 A pruner that did not run is replayed on the recorded epochs: every trial reports its validation accuracies in the order in which they
-came in, and the pruner is asked as it would have been. The rows go to `<out>/pruning.parquet`, for the analysis.
+came in, and the pruner is asked as it would have been. The rows go to `<out>/pruning.parquet`, of which `analysis/build.py` makes a table.
 """
 
 import heapq
@@ -18,7 +18,6 @@ from optuna.trial import TrialState
 from hsakd.records import EpochMetrics, PruningRow, ResultStore, TrialRecord, write_rows
 from sweeps.cli import parse, refuse, run_command
 from sweeps.search import PROTECTED, TRIAL_ID, make_pruner, open_storage
-from sweeps.status import peek_epochs
 
 REPLAYED = ("median", "hyperband")
 PRUNING_FILE = "pruning.parquet"
@@ -59,7 +58,7 @@ def curves_of(store: ResultStore, study: optuna.Study) -> list[Curve]:
         trial_id = str(trial.user_attrs.get(TRIAL_ID, ""))
         record = store.peek_trial(trial_id) if trial_id else None
         if record is not None and trial_id not in curves:
-            epochs = tuple(row for row in peek_epochs(store, trial_id) if row.top1_val is not None)
+            epochs = tuple(row for row in store.read_epochs(trial_id) if row.top1_val is not None)
             is_protected = bool(trial.user_attrs.get(PROTECTED, False))
             curves[trial_id] = Curve(number=trial.number, record=record, epochs=epochs, is_protected=is_protected)
     return sorted(curves.values(), key=lambda curve: curve.number)

@@ -1,32 +1,35 @@
 """`python sweeps/run_pairs.py`: the main command. Trains teachers and students of every pair, searches, confirms, records."""
 
+import errno
 import os
 import shlex
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from hsakd.config import TrialConfig
 from hsakd.records import DamagedFile, OtherVersion, PlanEntry, ResultStore, TrialRecord
-from sweeps.cli import SweepOptions, parse, parse_time, refuse, run_command
+from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.driver_lock import driver_lock
-from sweeps.forecast import forecast, read_done, read_searched, searched_trials, unique_trials
+from sweeps.forecast import Forecast, forecast, packed_seconds, read_done, read_searched, read_shared, searched_trials, unique_trials
 from sweeps.live import SweepView, put
 from sweeps.packing import Packing, num_cores, parse_fractions
 from sweeps.plan_lines import lines_to_keep, rows_that_leave
 from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
+from sweeps.wording import counted, reason_of
 from sweeps.worklist import TrialFactory, known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 GPU_LOADER_WORKERS = 4  # a guess: nothing here has been run on a GPU
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
@@ -37,10 +40,11 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     trials, cost = unique_trials(lines), CostModel("cuda" if options.gpus else "cpu")
     packing = packing_of(options)
     done = read_done(ResultStore(options.out), trials, cost)
+    shared = read_shared(options, trials, done)
     print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s} {'hours':>7s}  state")
     for entry, config in lines:
-        state, name = "done" if entry.trial_id in done else "to do", f"{entry.teacher}-{entry.student}"
-        hours = cost.seconds(config) / 3600
+        state = "done" if entry.trial_id in done else "shared" if entry.trial_id in shared else "to do"
+        name, hours = f"{entry.teacher}-{entry.student}", packed_seconds(config, options, cost, packing) / 3600
         print(
             f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  "
             f"{cost_of(config):13.3g} {hours:7.2f}  {state}"
@@ -50,19 +54,33 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
             f"and per pair: {num_search_trials(options)} search trials, their confirmation and the winner: "
             f"at most {searched_trials(options)} trainings"
         )
-    left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done)
-    print(f"{len(trials)} trials known, {len(done)} done; multiply-adds left in the known ones: {left:.3g}")
-    slots = options.gpus or cpu_slots(options.threads * options.ranks_per_trial)
+    left = sum(cost_of(config) for trial_id, config in trials.items() if trial_id not in done | shared)
+    taken_over = f", {len(shared)} to take over from {options.teachers_from}" if shared else ""
+    print(f"{counted(len(trials), 'trial')} known, {len(done)} done{taken_over}; multiply-adds left in the known ones: {left:.3g}")
+    slots = options.gpus or cpu_slots((options.threads + loader_workers(options, trials.values())) * options.ranks_per_trial)
     searched = read_searched(options, ResultStore(options.out)) if TUNED in options.methods else set[str]()
-    result = forecast(options, trials, done | searched, cost, packing, slots)
+    result = forecast(options, trials, done | shared | searched, cost, packing, slots)
     unit = "GPU" if options.gpus else "CPU-slot"
     print(
-        f"{result.num_trials} trainings left, searches included: {result.slot_hours:.3g} {unit}-hours, "
+        f"{counted(result.num_trials, 'training')} left, searches included: {result.slot_hours:.3g} {unit}-hours, "
         f"about {result.makespan_hours:.3g} h on {slots} {'GPUs' if options.gpus else 'slots'} (basis: {cost.describe()})"
     )
     print(f"disk of --out: {result.weights_bytes / 1e9:.2f} GB of weights, {result.resume_bytes / 1e9:.2f} GB of resume files")
     if options.predictions == "bank":
-        print(f"disk of --bank-dir: at most {result.bank_bytes / 1e9:.4g} GB on a node that has students of every teacher")
+        print(f"disk of --bank-dir: {describe_banks(result, options.bank_budget)}")
+
+
+def describe_banks(result: Forecast, budget: float | None) -> str:
+    """Return what the banks that a sweep fills take, and what a budget in GB (None: the default) means for them."""
+    if result.bank_bytes == 0:
+        return "none, as crops of images that stay in their files are too many to be kept, and feature maps are not"
+    size, largest = result.bank_bytes / 1e9, result.largest_bank_bytes / 1e9
+    said = f"at most {size:.4g} GB on a node that has students of every teacher; the budget is "
+    if budget is None:
+        return f"{said}half of the disk that is free there (--bank-budget)"
+    if budget < largest:
+        return f"{said}{budget:.4g} GB, but a bank takes up to {largest:.4g} GB: teachers whose bank is larger are asked live"
+    return f"{said}{budget:.4g} GB" + ("" if budget >= size else ": a bank gives way to others once no trial has it open")
 
 
 def packing_of(options: SweepOptions) -> Packing:
@@ -71,9 +89,17 @@ def packing_of(options: SweepOptions) -> Packing:
     return Packing(trials_per_gpu=options.trials_per_gpu, ranks_per_trial=options.ranks_per_trial, fractions=fractions)
 
 
-def cpu_slots(threads: int) -> int:
-    """Return how many trials of `threads` threads this process's cores can run at once, at least 1."""
-    return max(1, num_cores() // threads)
+def loader_workers(options: SweepOptions, trials: Iterable[TrialConfig]) -> int:
+    """Return the processes of each rank that decode images: none where no trial's images stay in their files."""
+    if not any(config.data.augmentation == STREAMED for config in trials):
+        return 0
+    usual = GPU_LOADER_WORKERS if options.gpus else 0
+    return usual if options.loader_workers is None else options.loader_workers
+
+
+def cpu_slots(cpus: int) -> int:
+    """Return how many trials of `cpus` CPUs this process's cores can run at once, at least 1."""
+    return max(1, num_cores() // cpus)
 
 
 def main() -> int:
@@ -154,7 +180,11 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     except OSError as error:
+        if error.errno in DISK_FULL:
+            put(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on with: {same_command()}")
+            return INTERRUPTED
         refuse(f"--out is {options.out}, of which a file can't be read at the moment ({error}); run the same command again")
+    lost = [config for trial_id, config in schedule.configs.items() if trial_id not in schedule.done]  # e.g. a probe's student
     engine = EngineOptions(
         out=out,
         gpus=options.gpus,
@@ -175,7 +205,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
             "device": "cuda" if options.gpus else "cpu",
             "num_threads": options.threads,
             "num_ranks": options.ranks_per_trial,
-            "loader_workers": options.loader_workers if options.loader_workers is not None else GPU_LOADER_WORKERS if options.gpus else 0,
+            "loader_workers": loader_workers(options, [*lost, *(config for _, config in lines)]),
             "checkpoint_minutes": options.checkpoint_minutes,
             "bank_dir": options.bank_dir.resolve() if options.bank_dir is not None else None,
             "bank_budget_bytes": None if options.bank_budget is None else int(options.bank_budget * 1e9),
@@ -186,7 +216,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         with SweepView(schedule) as view, epoch_logs(options, schedule):
             for line in source.news if source is not None else ():
                 view.say(line)
-            run_schedule(schedule, engine, view.say)
+            run_schedule(schedule, engine, view.say, view.look)
     except Unfit as error:
         refuse(str(error))
     return conclude(options, schedule)

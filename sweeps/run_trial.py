@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -24,11 +25,15 @@ class TrialOptions:
     runs: Path | None = None
     """The folder in which a trial id is looked up; default: --out."""
     data_dir: Path | None = None
-    """Where data sets lie."""
+    """Where data sets lie (or go, with --download)."""
+    download: bool = False
+    """Fetch the data set into --data-dir if it isn't there."""
     device: str = "cpu"
     """Torch device."""
     threads: int = 1
     """CPU threads."""
+    branch_accuracies: Literal["last", "every"] = "last"
+    """After which epochs the auxiliary classifiers are tested, over all rotations; the numbers are in OUT/epochs."""
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -45,7 +50,7 @@ def find_config(trial: str, runs: ResultStore) -> TrialConfig:
         except (ValueError, KeyError, OSError) as error:
             reason = f"not JSON: {error}" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
             raise ValueError(f"trial is {trial}; accepted: a JSON file of a trial's configuration ({reason})") from error
-    record = runs.read_trial(trial)
+    record = runs.peek_trial(trial)
     if record is not None:
         return record.config
     entry = next((entry for entry in runs.read_plan() if entry.trial_id == trial), None)
@@ -87,7 +92,14 @@ def main() -> int:
     from hsakd.training.trial import RunContext, TrialOutOfMemory, run_trial
 
     store, runs = ResultStore(options.out.resolve()), ResultStore((options.runs or options.out).resolve())
-    context = RunContext(store=store, data_dir=options.data_dir, device=options.device, num_threads=options.threads)
+    context = RunContext(
+        store=store,
+        data_dir=options.data_dir,
+        download=options.download,
+        device=options.device,
+        num_threads=options.threads,
+        branch_accuracies=options.branch_accuracies,
+    )
     try:
         config = find_config(options.trial, runs)
         check_device(options.device)

@@ -74,8 +74,9 @@ class Schedule:
         self.is_stopping = False
         self.num_slots = 1.0  # trials at once, as the engine sees it
         self.epochs_done: dict[str, int] = {}  # of running trials
-        self.forecast_seconds: float | None = None  # what was left at the engine's last look; for readers in other threads
+        self.forecast_seconds: float | None = None  # what was left at the engine's last look, once something was measured
         self.lines: set[tuple[str, str, str, str, int, str]] = set()
+        self.first_lines: dict[str, PlanEntry] = {}
         self.kept = list(kept)
         self.watchers: list[Callable[[TrialConfig, EpochMetrics | None], None]] = []
         self.searches: dict[str, PairSearch] = {}
@@ -140,6 +141,7 @@ class Schedule:
         if line not in self.lines:
             self.lines.add(line)
             self.entries.append(entry)
+            self.first_lines.setdefault(entry.trial_id, entry)
 
     def _require(self, config: TrialConfig) -> None:
         for requirement in config.requirements():
@@ -168,6 +170,12 @@ class Schedule:
             if record is not None and record.status == "complete" and not record.has_weights:
                 del self.done[needed]
                 self._note_if_ready(needed)
+
+    def line_of(self, trial_id: str) -> PlanEntry:
+        """Return the first line that names a trial; of one that only others need, a line as their backbone."""
+        if trial_id in self.first_lines:
+            return self.first_lines[trial_id]
+        return PlanEntry(trial_id=trial_id, purpose="backbone", method="", teacher=self.configs[trial_id].network, student="")
 
     def is_needed(self, trial_id: str) -> bool:
         """Whether other trials read, or may come to read, this one's weights."""

@@ -22,8 +22,6 @@ from sweeps.networks import network_facts
 from sweeps.space import PAPER_VALUES, SearchBudget, SearchSpace, placements
 from sweeps.worklist import PAPER_SETTING, Pair, Setting
 
-__all__ = ["PairSearch", "make_pruner", "open_storage", "placements", "repair_journal"]
-
 TRIAL_ID = "trial_id"
 PROTECTED = "protected"
 SPACE = "space"
@@ -107,7 +105,6 @@ class PairSearch:
         space: SearchSpace | None = None,
         learning_rate: float = math.nan,
         cost_of: Callable[[Setting], float] = lambda _: 1.0,
-        seed: int = 0,
     ) -> None:
         self.pair, self.budget, self.learning_rate, self.cost_of = pair, budget, learning_rate, cost_of
         self.space = SearchSpace() if space is None else space
@@ -120,7 +117,7 @@ class PairSearch:
                 storage=storage, study_name=pair.name, direction="maximize", pruner=pruner, load_if_exists=True
             )
             self.study.sampler = optuna.samplers.TPESampler(
-                seed=seed + len(self.study.get_trials(deepcopy=False)),  # a resumed study must not draw its first settings again
+                seed=len(self.study.get_trials(deepcopy=False)),  # a resumed study must not draw its first settings again
                 multivariate=True,
                 group=self.space.branch_weight is not None,  # the weights of branches that a placement leaves out do not exist
                 constant_liar=True,
@@ -220,6 +217,11 @@ class PairSearch:
             branch_weights=None if set(weights) == {1.0} else weights,
             learning_rate=None if "learning_rate" not in params or learning_rate == self.learning_rate else learning_rate,
         )
+
+    def describe(self, number: int) -> str:
+        """Return a trial's setting as text."""
+        params = self.study.get_trials(deepcopy=False)[number].params
+        return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items())
 
     def number_of(self, setting: Setting) -> int:
         """Return the number of the first trial that had this setting."""

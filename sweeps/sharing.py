@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from hsakd.config import TrialConfig
 from hsakd.models.checkpoints import weights_sha256
 from hsakd.records import ResultStore, TrialRecord, replacing
-from sweeps.status import peek_epochs
 
 
 class TeacherSource:
@@ -30,7 +29,7 @@ class TeacherSource:
         if config.role == "student" or trial_id in self.refused:
             return None
         record = self.source.peek_trial(trial_id)
-        if record is None or record.status != "complete" or not self.source.weights_path(trial_id).exists():
+        if record is None or not self.source.offers(record):
             return None
         try:
             is_same_trial = record.config == config
@@ -42,7 +41,7 @@ class TeacherSource:
             self.news.append(f"not shared: {trial_id} ({config.network}) of {self.source.root} isn't what its record says")
             return None
         link_or_copy(self.source.weights_path(trial_id), self.own.weights_path(trial_id))
-        self.own.write_trial(record, peek_epochs(self.source, trial_id))
+        self.own.write_trial(record, self.source.read_epochs(trial_id))
         self.news.append(f"shared: {trial_id} ({config.network}, {config.role}) from {self.source.root}")
         return record
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import tyro
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord, read_rows
+from hsakd.records import PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
+from sweeps.wording import counted, judged, pair_of, row_of
 
 STATES = ("done", "running", "waiting", "failed")
 FAILURES = ("failed", "out_of_memory", "diverged")
@@ -39,9 +41,10 @@ class StatusOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What a driver at work says of itself: the epochs of each running trial, the slots, and the seconds left with their basis."""
+    """What a driver at work says of itself: its process, the epochs of each running trial, the slots, the seconds left with their basis."""
 
     host: str
+    pid: int
     running: dict[str, int]
     slots: float
     seconds_left: float
@@ -56,6 +59,7 @@ def read_progress(store: ResultStore) -> Progress | None:
         values, age = json.loads(path.read_text()), time.time() - path.stat().st_mtime
         return Progress(
             host=str(values["host"]),
+            pid=int(values["pid"]),
             running={str(name): int(epochs) for name, epochs in values["running"].items()},
             slots=float(values["slots"]),
             seconds_left=float(values["seconds_left"]),
@@ -66,18 +70,17 @@ def read_progress(store: ResultStore) -> Progress | None:
         return None
 
 
+def describe_driver(store: ResultStore) -> str:
+    """Return "another driver" and, where it has said so lately, which process of which host it is."""
+    progress = read_progress(store)
+    is_known = progress is not None and progress.age_seconds < SILENT_SECONDS
+    return "another driver" + (f" (process {progress.pid} on {printable(progress.host)})" if progress is not None and is_known else "")
+
+
 def read_records(store: ResultStore) -> dict[str, TrialRecord]:
     """Return all readable records; unlike the driver, a reader sets nothing aside."""
     records = {trial_id: store.peek_trial(trial_id) for trial_id in store.trial_ids()}
     return {trial_id: record for trial_id, record in records.items() if record is not None}
-
-
-def peek_epochs(store: ResultStore, trial_id: str) -> list[EpochMetrics]:
-    """Return a trial's epochs, none where they can't be read; sets nothing aside either."""
-    try:
-        return read_rows(store.epochs_path(trial_id), EpochMetrics)
-    except ValueError:
-        return []
 
 
 def state_of(entry: PlanEntry, records: dict[str, TrialRecord], progress: Progress | None) -> str:
@@ -107,7 +110,7 @@ def seconds_left(plan: list[PlanEntry], records: dict[str, TrialRecord]) -> tupl
     known = sum(cost.seconds(TrialConfig.from_json(entry.config_json)) for entry in missing.values())
     unknown = sum(not entry.trial_id for entry in plan)
     students = [cost.seconds(record.config) for record in measured if record.role == "student"] or [0.0]
-    basis = f"{cost.describe()}, {at_once:.1f} at once so far; {unknown} trainings of searches are not known yet"
+    basis = f"{cost.describe()}, {at_once:.1f} at once so far; {counted(unknown, 'training')} of searches not known yet"
     return (known + unknown * sum(students) / len(students)) / at_once, basis
 
 
@@ -119,27 +122,9 @@ def printable(text: str) -> str:
 def describe(store: ResultStore) -> tuple[str, bool]:
     """Return the status text and whether every planned trial has ended well."""
     plan, records, progress = store.read_plan(), read_records(store), read_progress(store)
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    best: dict[tuple[str, str], float] = {}
-    for entry in plan:
-        key = (f"{entry.teacher}-{entry.student}", entry.method if entry.purpose in ("report", "teacher", "backbone") else entry.purpose)
-        counts[key][state_of(entry, records, progress)] += 1
-        record = records.get(entry.trial_id)
-        value = None if record is None else record.top1_val if entry.purpose in ("search", "confirm") else record.top1_last
-        if value is not None:
-            best[key] = max(value, best.get(key, value))
-    width = max([len(pair) for pair, _ in counts] or [4])
-    lines = [f"{'pair':{width}s}  {'row':12s} " + " ".join(f"{state:>7s}" for state in STATES) + "  best top-1 (%)"]
-    for (pair, row), numbers in counts.items():
-        shown = f"{best[pair, row]:.2f}" if (pair, row) in best else ""
-        lines.append(
-            f"{printable(pair):{width}s}  {printable(row):12s} " + " ".join(f"{numbers[s]:7d}" for s in STATES) + f"  {shown:>14s}"
-        )
-    total = sum(counts.values(), Counter[str]())
-    lines.append(f"{'all lines':{width}s}  {'':12s} " + " ".join(f"{total[state]:7d}" for state in STATES))
+    lines = [*_table(plan, records, progress), _spent(records), *_driver(plan, progress)]
     ends = [records[entry.trial_id].status if entry.trial_id in records else "" for entry in plan]
     is_complete = bool(plan) and not {"", "failed", "out_of_memory"} & set(ends)
-    lines += [_spent(records), *_driver(progress)]
     if not is_complete:
         lines += _left(plan, records, progress)
     errors = [record for record in records.values() if record.status in FAILURES]
@@ -150,26 +135,64 @@ def describe(store: ResultStore) -> tuple[str, bool]:
     return "\n".join(lines), is_complete
 
 
+def _table(plan: list[PlanEntry], records: dict[str, TrialRecord], progress: Progress | None) -> list[str]:
+    """Return the counts and the best accuracy of each row; a trial that several lines name counts once in its row, and once in all."""
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    best: dict[tuple[str, str], tuple[float, str]] = {}
+    total: Counter[str] = Counter()
+    seen: set[tuple[str, ...]] = set()
+    for entry in plan:
+        key, record = (printable(pair_of(entry)), printable(row_of(entry))), records.get(entry.trial_id)
+        state = state_of(entry, records, progress)
+        for place, numbers in (((*key, entry.trial_id), counts[key]), ((entry.trial_id,), total)):
+            numbers[state] += not entry.trial_id or place not in seen
+            seen.add(place)
+        value = None if record is None else judged(entry, record)
+        if value is not None:
+            best[key] = max(value, best.get(key, value))
+    pair_width, row_width = (max(len(text) for text in texts) for texts in zip(*counts, ("all trials", "row"), strict=True))
+
+    def line(pair: str, row: str, numbers: Iterable[object], accuracy: str = "") -> str:
+        return f"{pair:{pair_width}s}  {row:{row_width}s}  {' '.join(f'{number!s:>7s}' for number in numbers)}{accuracy}".rstrip()
+
+    lines = [line("pair", "row", STATES, "  best (%)")]
+    for key, numbers in counts.items():
+        accuracy = f"  {best[key][0]:6.2f}  {best[key][1]}" if key in best else ""
+        lines.append(line(*key, (numbers[state] for state in STATES), accuracy))
+    return [*lines, line("all trials", "", (total[state] for state in STATES))]
+
+
 def _spent(records: dict[str, TrialRecord]) -> str:
     hours: dict[str, float] = defaultdict(float)
     for record in records.values():
         hours[record.device or "unknown"] += record.total_seconds / 3600
     shares = ", ".join(f"{value:.3f} trial hours on {printable(device)}" for device, value in sorted(hours.items())) or "nothing"
-    return f"spent: {shares} in {len(records)} trials"
+    return f"spent: {shares} in {counted(len(records), 'trial')}"
 
 
-def _driver(progress: Progress | None) -> list[str]:
+def _driver(plan: list[PlanEntry], progress: Progress | None) -> list[str]:
+    """Return who works on the sweep, and a line for each trial that runs."""
     if progress is None:
         return ["no driver is at work"]
     if progress.age_seconds >= SILENT_SECONDS:
         return [f"the driver on {printable(progress.host)} was last heard of {progress.age_seconds / 60:.0f} min ago"]
-    running = ", ".join(f"{printable(name)} (epoch {epochs})" for name, epochs in sorted(progress.running.items())) or "nothing yet"
-    return [f"the driver on {printable(progress.host)} runs {running}"]
+    if not progress.running:
+        return [f"the driver on {printable(progress.host)} runs nothing yet"]
+    entries = {entry.trial_id: entry for entry in reversed(plan)}  # a trial's first line
+    rows = [("trial", "row", "pair", "network", "epochs done")]
+    for trial_id, epochs in sorted(progress.running.items()):
+        entry = entries.get(trial_id)
+        config = TrialConfig.from_json(entry.config_json) if entry is not None else None
+        names = ("", "", "") if entry is None or config is None else (row_of(entry), pair_of(entry), config.network)
+        rows.append((trial_id, *names, f"{epochs}{'' if config is None else f' of {config.optim.epochs}'}"))
+    widths = [max(len(printable(row[column])) for row in rows) for column in range(len(rows[0]))]
+    head = f"the driver on {printable(progress.host)} runs {counted(len(progress.running), 'trial')}:"
+    return [head, *("  " + "  ".join(f"{printable(c):{w}s}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
 
 
 def _left(plan: list[PlanEntry], records: dict[str, TrialRecord], progress: Progress | None) -> list[str]:
     if progress is not None and progress.age_seconds < SILENT_SECONDS:
-        return [f"left: about {progress.seconds_left / 3600:.2f} h (basis: {printable(progress.basis)}, {progress.slots:g} slots)"]
+        return [f"left: about {progress.seconds_left / 3600:.2f} h (basis: {printable(progress.basis)}, {counted(progress.slots, 'slot')})"]
     left = seconds_left(plan, records)
     return [] if left is None else [f"left: about {left[0] / 3600:.2f} h (basis: {left[1]})"]
 

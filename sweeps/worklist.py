@@ -23,7 +23,6 @@ from sweeps.space import SearchBudget
 from sweeps.teacher_files import TeacherFile, TeacherFiles, teacher_files
 
 TEACHER_TERMS = (("task", 1.0), ("ce_q", 1.0))  # Eq. 3
-HSAKD_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))  # Eq. 5
 HSAKD_TEMPERATURE = 3.0  # the authors' code
 KD_OBJECTIVE = ObjectiveConfig(terms=(("task", 0.1), ("kd", 0.9)), temperature=4.0)  # CRD's published KD command (Tian et al. 2020)
 IMPORTED = OptimConfig(epochs=0, milestones=())
@@ -60,6 +59,7 @@ class Setting:
 
     @property
     def objective(self) -> ObjectiveConfig:
+        """The student's loss, Eq. 5."""
         terms = (("task", 1.0), ("kl_q", self.kl_q), ("kl_p", self.kl_p))
         return ObjectiveConfig(terms=terms, temperature=self.temperature, branch_weights=self.branch_weights)
 
@@ -293,7 +293,9 @@ def training_multi_adds(config: TrialConfig, num_images: int, *, asks_teacher: b
     reads = facts_of_terms(name for name, _ in config.objective.terms)
     rotations = config.num_rotations if reads.is_rotated else 1
     fed = rotations if config.rotations is None else min(rotations, len(config.rotations))
-    per_image = fed * BACKWARD_FACTOR * _multi_adds(config, with_branches=reads.reads_branches)
+    own = _multi_adds(config, with_branches=reads.reads_branches)
+    frozen = _multi_adds(config, with_branches=False) if config.backbone is not None else 0.0  # forward only
+    per_image = fed * (BACKWARD_FACTOR * (own - frozen) + frozen)
     if config.peer is not None:
         peer = replace(config, network=config.peer)
         per_image += fed * BACKWARD_FACTOR * _multi_adds(peer, with_branches=reads.reads_branches)

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset, normalize
 from hsakd.export import ExportOptions, export_trial, main
 from hsakd.models import create_network
@@ -21,10 +24,11 @@ OBJECTIVE = ObjectiveConfig(terms=(("task", 1.0), ("ce_q", 1.0)))
 FAMILIES = ("wrn_16_1", "vgg8_bn", "mobilenetv2_half", "shufflenet_v1", "shufflenet_v2")
 
 
-def train(root: Path, network: str, *, image_size: int | None = None) -> TrialConfig:
+def train(root: Path, network: str, *, image_size: int | None = None, precision: Literal["float32", "float64"] = "float32") -> TrialConfig:
     data = DataConfig(dataset="digits", train_subset=64, image_size=image_size) if image_size else DATA
     optim = OptimConfig(epochs=1, batch_size=32, milestones=(), learning_rate=0.01)
-    config = TrialConfig(network=network, data=data, optim=optim, objective=OBJECTIVE)
+    numerics = NumericsConfig(precision=precision)
+    config = TrialConfig(network=network, data=data, optim=optim, objective=OBJECTIVE, numerics=numerics)
     run_trial(config, RunContext(store=ResultStore(root)))
     return config
 
@@ -104,6 +108,17 @@ def test_onnx_without_its_packages_names_the_extra(
     assert main(ExportOptions(trial=trial_id, runs=root, out=tmp_path / "model", format="onnx")) == 2
     assert "needs onnx and onnxscript and onnxruntime (pip install 'hsakd-sweeper[onnx]')" in capsys.readouterr().err
     assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_a_network_that_a_runtime_has_no_kernels_for_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxscript")
+    config = train(tmp_path, "resnet8_half", precision="float64")
+    options = ExportOptions(trial=config.trial_id, runs=tmp_path, out=tmp_path / "model", format="onnx")
+    assert main(options) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: format is 'onnx', which fails for a float64 resnet8_half \(.+\); accepted: safetensors\n", error)
+    assert list((tmp_path / "model").iterdir()) == []
+    assert main(replace(options, format="torch-export")) == 0
 
 
 def test_an_unknown_trial_or_damaged_weights_are_a_sentence(

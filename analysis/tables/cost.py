@@ -46,7 +46,7 @@ def build(results: Results, options: Options) -> list[Table]:
     )
     notes = [
         f"Together {total(entries)}; each trial once, all attempts, pruned and failed trials included.",
-        "A GPU trial hour is an hour of one trial; trials that share a GPU take that many at once.",
+        "A trial on several GPUs counts on each; trials that share a GPU count each, too. CPU-hours are those of all of a trial's threads.",
         "Multiply-adds: the trial's own network, per unrotated image. Saved: the teacher's forwards that the bank answered instead.",
     ]
     if shared := _counted_elsewhere(every, entries):

@@ -1,8 +1,10 @@
 """What each study found: its best setting, what mattered, what the paper's setting or one for all pairs gives away, and its cost."""
 
+import pandas as pd
+
 from analysis.aggregate import Results, records_of
 from analysis.artefact import NotAsked, Options
-from analysis.configurations import setting_of
+from analysis.configurations import settings_of
 from analysis.hours import search_entries, total, with_hours
 from analysis.one_setting import one_setting
 from analysis.search import MAX_TRIALS_FOR_IMPORTANCE, Study, studies_of
@@ -90,13 +92,13 @@ def _confirmed(results: Results, study: Study) -> Cell:
         return Cell(text="-")
     searched = {trial.number: trial.value for trial in study.complete}
     candidates = []
-    for _, group in entries.groupby(entries["config_json"].map(setting_of)):
+    settings = pd.Series(settings_of(entries["config_json"]), index=entries.index, dtype=str)
+    for _, group in entries.groupby(settings):
         done = group[(group["status"] == "complete") & group["top1_val"].notna()]
         number = int(group["study_number"].fillna(-1).min())
         if len(done) == len(group):
             mean = float(done["top1_val"].mean())
             candidates.append((mean, number == 0, searched.get(number, float("-inf")), -number, done))
-    num_settings = entries["config_json"].map(setting_of).nunique()
     if not candidates:
         return Cell(text="waiting" if (entries["status"] == "waiting").any() else "the paper's setting: each has a failed seed")
     mean, is_paper, _, _, done = max(candidates, key=lambda candidate: candidate[:4])
@@ -104,5 +106,5 @@ def _confirmed(results: Results, study: Study) -> Cell:
     weights = [f"{name} {weight:.3g}" for name, weight in dict(row["weights"]).items() if name != "task"]
     name = "the paper's setting" if is_paper else ", ".join([f"temperature {row['temperature']:.3g}", *weights, f"taps {row['taps']}"])
     is_over = not (entries["status"] == "waiting").any()
-    rank = f"best of {num_settings}" if is_over else f"leads {len(candidates)} of {num_settings} so far"
+    rank = f"best of {settings.nunique()}" if is_over else f"leads {len(candidates)} of {settings.nunique()} so far"
     return Cell(text=f"{name}: {mean:.2f} ({len(done)}), {rank}", mean=mean, n=len(done), trial_ids=tuple(done["trial_id"]))

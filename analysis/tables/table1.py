@@ -4,16 +4,17 @@ import pandas as pd
 
 from analysis.aggregate import METHODS, Results, by_row, make_cell, pair_label, pairs_of, reported, where
 from analysis.artefact import NotAsked, Options
+from analysis.configurations import parsed
 from analysis.hours import search_entries, total, with_hours
 from analysis.inference import Summary, holm, p_text, verdict, welch
-from analysis.published import published, published_cell
+from analysis.published import comparable, published, published_cell
 from analysis.table import Cell, Table
 from analysis.uniform import Pair, uniform
 
 PUBLISHED = ("table1_cifar100", "online_cifar100")  # the latter's pairs are of a network with itself
-PUBLISHED_EPOCHS = 240
 COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
 ONLINE = "HSSAKD (online)"
+IMPORTED = '"imported_sha256":"'  # in a configuration's text
 
 
 def build(results: Results, options: Options) -> list[Table]:
@@ -24,10 +25,14 @@ def build(results: Results, options: Options) -> list[Table]:
         raise NotAsked("Table 1: the folder's plan has no reported pair.")
     found = set(entries["method"])
     methods = rows_of(found)
-    theirs = {pair: published(PUBLISHED, pair) if pair[0] == "cifar100" else {} for pair in pairs}
+    every = {pair: published(PUBLISHED, pair) if pair[0] == "cifar100" else {} for pair in pairs}
     notes: list[str] = []
     entries, refused = uniform(entries, pairs, options, notes)
     of_rows = by_row(entries, pairs)
+    theirs = {}
+    for pair in pairs:
+        measured = {method: own for (place, method), own in of_rows.items() if place == pair}
+        theirs[pair] = comparable(every[pair], measured, pair_label(pair, pairs), notes)
     rows = []
     for method in methods:
         cells = [
@@ -47,11 +52,26 @@ def build(results: Results, options: Options) -> list[Table]:
         about.append("Published rows: mean ± std of 3 runs on one teacher run (ddof unknown), selected on the best test epoch.")
         if options.selection != "best-test":
             about.append("Measured and published rows have different selections: compare them in the next table, never here.")
-    about += _cost(results)
+    about += _from_files(entries) + _cost(results)
     columns = ("Method", *(pair_label(pair, pairs) for pair in pairs))
     tables = [Table(name="table1", title="Table 1: accuracy of the methods", columns=columns, rows=tuple(rows), notes=(*about, *notes))]
-    comparison = _comparison(of_rows, theirs, options)
+    comparison = _comparison(of_rows, every, theirs, options)
     return [*tables, comparison] if comparison is not None else tables
+
+
+def _from_files(entries: pd.DataFrame) -> list[str]:
+    """Return a sentence per weights file that stands in a trained teacher's place, with the rows that rest on it."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for method, text in entries.loc[entries["config_json"].str.contains(IMPORTED), ["method", "config_json"]].itertuples(index=False):
+        waiting = [parsed(text)]
+        for config in waiting:
+            waiting += [needed for name in ("teacher", "backbone") if (needed := config.get(name)) is not None]
+            if sha256 := config.get("imported_sha256"):
+                found.setdefault((str(config["network"]), str(sha256)), set()).add(str(method))
+    return [
+        f"{network} is from a weights file (sha256 {sha256[:12]}), not trained here, in: {', '.join(sorted(methods))}."
+        for (network, sha256), methods in sorted(found.items())
+    ]
 
 
 def rows_of(found: set[str]) -> list[str]:
@@ -61,30 +81,37 @@ def rows_of(found: set[str]) -> list[str]:
     return [*(row for method in METHODS for row in ((method, *beside_kd) if method == "KD" else (method,))), ONLINE]
 
 
-def _comparison(of_rows: dict[tuple[Pair, str], pd.DataFrame], theirs: dict[Pair, dict[str, Summary]], options: Options) -> Table | None:
+def _comparison(
+    of_rows: dict[tuple[Pair, str], pd.DataFrame],
+    every: dict[Pair, dict[str, Summary]],
+    theirs: dict[Pair, dict[str, Summary]],
+    options: Options,
+) -> Table | None:
+    """Return the comparison of measured rows with `every` published one: with a verdict where it is in `theirs`, None where none is."""
     lines = []
-    for pair, method, summary in ((pair, *found) for pair, rows in theirs.items() for found in rows.items()):
+    for pair, method, summary in ((pair, *found) for pair, rows in every.items() for found in rows.items()):
         mine = of_rows.get((pair, method))
         cell = make_cell(mine, selection="best-test", where="", notes=[], force=options.force)
         if mine is None or cell.mean is None or cell.n is None:
             continue
-        done = mine[mine["status"] == "complete"]
-        is_same = method in ("Teacher", "Teacher*") or set(zip(done["epochs"], done["train_subset"].isna(), strict=True)) == {
-            (PUBLISHED_EPOCHS, True)
-        }
-        difference = welch(Summary(mean=cell.mean, std=cell.std, n=cell.n), summary)
-        judged = verdict(difference) if is_same else ""
-        why = "no std" if is_same else f"not {PUBLISHED_EPOCHS} epochs on all data"
+        difference = welch(Summary(mean=cell.mean, std=cell.std, n=cell.n), summary) if method in theirs[pair] else None
+        judged = "" if difference is None else verdict(difference)
+        why = "no std" if difference is not None else "not the paper's schedule or data"
         lines.append((pair, method, summary, cell, difference, judged, judged or f"none ({why})"))
-    if not lines:
+    if not any(line[4] for line in lines):
         return None
-    tests = {(cell.trial_ids, summary): difference.p for _, _, summary, cell, difference, judged, _ in lines if judged}
+    tests = {(cell.trial_ids, summary): difference.p for _, _, summary, cell, difference, judged, _ in lines if difference and judged}
     corrected = dict(zip(tests, holm(list(tests.values())), strict=True))
     rows = []
     for pair, method, summary, cell, difference, judged, text in lines:
+        ids = cell.trial_ids
+        if difference is None:
+            rows.append(
+                (Cell(text=f"{pair[1]} → {pair[2]}"), Cell(text=method), Cell(text="-"), cell, *[Cell(text="-")] * 4, Cell(text=text))
+            )
+            continue
         p = corrected[cell.trial_ids, summary] if judged else None
         interval = "-" if difference.low is None else f"[{difference.low:+z.2f}, {difference.high:+z.2f}]"
-        ids = cell.trial_ids
         ends = (
             Cell(text=f"{difference.value:+z.2f}", mean=difference.value, low=difference.low, high=difference.high, trial_ids=ids),
             Cell(text=interval, low=difference.low, high=difference.high, trial_ids=ids),

@@ -75,7 +75,8 @@ Reader = Callable[[Source], RawImages]
 class DatasetEntry:
     """How to read a data set, and what is known of it: mean and std per channel (0..1), its augmentation, its class count and side.
 
-    What differs from folder to folder (a user's own images) is None here: counted, measured on the training images, or configured.
+    What differs from folder to folder (a user's own images) is None here: counted, measured on the training images, or configured. So are
+    the views of images that stay in their files, which are resized crops.
     """
 
     read: Reader
@@ -162,7 +163,11 @@ def dataset(
     std: tuple[float, ...] | None = None,
     decodes: bool = False,
 ) -> Callable[[Reader], Reader]:
-    """Return a decorator that registers a reader under `name`, with the facts that `hsakd.dataset_table` has of that name."""
+    """Return a decorator that registers a reader under `name`, with the facts that `hsakd.dataset_table` has of that name.
+
+    Raises:
+        KeyError: the table has no line of that name.
+    """
 
     def file_reader(read: Reader) -> Reader:
         facts = DATASET_TABLE[name]
@@ -198,7 +203,12 @@ def read_digits(source: Source) -> RawImages:
 
 @dataset("fashion_mnist", mean=(0.2860,), std=(0.3530,))
 def read_fashion_mnist(source: Source) -> RawImages:
-    """Zalando's 70,000 28x28 articles (arXiv 1708.07747), from torchvision's layout or Debian's `dataset-fashion-mnist`."""
+    """Zalando's 70,000 28x28 articles (arXiv 1708.07747), from torchvision's layout or Debian's `dataset-fashion-mnist`.
+
+    Raises:
+        DataMissing: the four files are together in none of the folders, or can't be fetched.
+        ValueError: a file is no whole IDX file of bytes.
+    """
     data_dir = source.data_dir
     folders = [DEBIAN_FASHION_MNIST] if data_dir is None else [data_dir / "FashionMNIST" / "raw", data_dir, DEBIAN_FASHION_MNIST]
     stems = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -8,12 +8,12 @@ from PIL import Image
 
 from hsakd.data.datasets import DataMissing, RawImages, Source, dataset
 from hsakd.dataset_table import OWN_IMAGES
-from hsakd.image_folder import DECODING_ERRORS, scan_image_folder, unreadable
+from hsakd.image_folder import read_image, scan_image_folder
 
 
 @dataset(OWN_IMAGES, decodes=True)
 def read_image_folder(source: Source) -> RawImages:
-    """Decode all images of a folder: RGB, the shorter side resized (bilinear, antialiased) to the image size, the middle square cut out.
+    """Decode all images of a folder: RGB, upright, the middle square resized (bilinear, antialiased) to the image size.
 
     `val` is the test part; selection holds out a part of `train`, as with the other data sets.
 
@@ -34,12 +34,8 @@ def read_image_folder(source: Source) -> RawImages:
 
 
 def decode_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """Return an image file as uint8 [3, size, size]; raises ValueError where it can't be decoded."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except DECODING_ERRORS as error:
-        raise unreadable(path, error) from error
+    """Return an image file's middle square, upright, as uint8 [3, size, size]; raises ValueError where it can't be decoded."""
+    image = read_image(path, turns_upright=True)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2

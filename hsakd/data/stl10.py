@@ -15,7 +15,12 @@ CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "
 
 @dataset("stl10", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # the authors' normalization for it
 def read_stl10(source: Source) -> RawImages:
-    """The binary files as published: uint8 images [n, 3, column, row], labels 1..10."""
+    """The binary files as published: uint8 images [n, 3, column, row], labels 1..10.
+
+    Raises:
+        DataMissing: no folder is given, or a file is not in it and can't be fetched.
+        ValueError: images and labels of a part don't fit together.
+    """
     if source.data_dir is None:
         raise DataMissing("stl10: no folder to look in; pass --data-dir DIR, with --download to fetch it there")
     folder = source.data_dir / FOLDER

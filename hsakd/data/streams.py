@@ -4,7 +4,7 @@ A crop is named by (image, view) alone, so that the pixels don't depend on how m
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from hsakd.data.datasets import (
 from hsakd.data.splits import Indices
 from hsakd.data.views import Batch, ResizedCrops, normalize
 from hsakd.devices import sent
-from hsakd.image_folder import DECODING_ERRORS, list_image_folder, scan_image_folder, unreadable
+from hsakd.image_folder import list_image_folder, read_image, scan_image_folder
 
 IMAGENET_CLASSES = 1000
 RESIZED_PER_CROPPED = 256 / 224  # evaluation: the shorter side is resized to 256 for a middle of 224 pixels (the authors' transform)
@@ -42,15 +42,19 @@ Keys = list[tuple[int, int]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFiles:
-    """Files relative to `root` (an array of names, so that loader workers share it) and their labels."""
+    """Files relative to `root` (an array of names, so that loader workers share it) and their labels.
+
+    A user's photos are turned as their EXIF orientation says. ImageNet's images are not: the authors' reader, torchvision's, doesn't.
+    """
 
     root: Path
     names: np.ndarray  # of str
     labels: Indices
+    turns_upright: bool
 
     def at(self, kept: Indices) -> "ImageFiles":
         """Return some of the files, in the order of `kept`."""
-        return ImageFiles(root=self.root, names=self.names[kept], labels=self.labels[kept])
+        return replace(self, names=self.names[kept], labels=self.labels[kept])
 
 
 class _Crops(MapDataset[tuple[Tensor, int, int]]):
@@ -61,12 +65,7 @@ class _Crops(MapDataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         index, view = key
-        path = self.files.root / str(self.files.names[index])
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except DECODING_ERRORS as error:
-            raise unreadable(path, error) from error
+        image = read_image(self.files.root / str(self.files.names[index]), turns_upright=self.files.turns_upright)
         pixels = middle_square(image, self.crops.size) if view < 0 else self._crop(image, view)
         return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), index, view
 
@@ -79,11 +78,19 @@ class _Crops(MapDataset[tuple[Tensor, int, int]]):
 
 
 def middle_square(image: Image.Image, size: int) -> Image.Image:
-    """Return the middle `size` pixels of an image whose shorter side was resized to 256/224 of that (bilinear, antialiased)."""
-    scale = round(size * RESIZED_PER_CROPPED) / min(image.size)
-    width, height = (max(size, int(side * scale)) for side in image.size)
+    """Return the middle `size` pixels of an image whose shorter side was resized to 256/224 of that (bilinear, antialiased).
+
+    For 224 it is torchvision's `Resize(256)` and `CenterCrop(224)`, to the pixel.
+    """
+    width, height = resized_size(image.size, round(size * RESIZED_PER_CROPPED))
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Return the width and height that a `size` is resized to for a shorter side of `shorter` pixels, the longer one cut to whole ones."""
+    width, height = (int(shorter * side / min(size)) for side in size)  # multiplied first: `side * (256 / 49)` may end below 256
+    return width, height
 
 
 class _Sampler:
@@ -179,8 +186,13 @@ def _stays_in_files(source: Source) -> RawImages:
     raise ValueError(f"imagenet in {source.data_dir} is too large for memory; accepted: the augmentation imagenet")
 
 
-def open_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False, num_workers: int = 0) -> TrainingData:
+def open_dataset(
+    config: DataConfig, data_dir: Path | None = None, *, download: bool = False, num_workers: int = 0, is_digested_elsewhere: bool = False
+) -> TrainingData:
     """Return a data set in memory or, with the augmentation "imagenet", in its files.
+
+    To see that a user's images are those of the configuration, all of them are read; where they stay in their files and another process
+    of the trial does so on this machine (`is_digested_elsewhere`), they are listed only.
 
     Raises:
         KeyError: an unknown data set (the message lists the known ones).
@@ -192,8 +204,9 @@ def open_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
     if data_dir is None:
         raise DataMissing(f"{config.dataset}: no folder to look in; pass --data-dir DIR with train/<class>/ and val/<class>/ folders")
     if config.folder is not None:
-        found = scan_image_folder(data_dir)
-        found.check_digest(config.folder.sha256)
+        planned = config.folder.sha256
+        found = replace(list_image_folder(data_dir), sha256=planned) if is_digested_elsewhere else scan_image_folder(data_dir)
+        found.check_digest(planned)
     else:
         found = list_image_folder(data_dir, name=config.dataset)
         if len(found.classes) != IMAGENET_CLASSES:
@@ -203,7 +216,10 @@ def open_dataset(config: DataConfig, data_dir: Path | None = None, *, download: 
             )
     train, test = (
         ImageFiles(
-            root=found.root, names=np.array([name for name, _ in rows]), labels=np.array([label for _, label in rows], dtype=np.int64)
+            root=found.root,
+            names=np.array([name for name, _ in rows]),
+            labels=np.array([label for _, label in rows], dtype=np.int64),
+            turns_upright=config.folder is not None,
         )
         for rows in (found.train, found.val)
     )

@@ -22,6 +22,10 @@ def read_tinyimagenet(source: Source) -> RawImages:
     """The unpacked archive, its `val` as published (one folder, classes in val_annotations.txt) or sorted into class folders.
 
     The authors sort `val` into `val/<class>/` first; reading the annotations gives the same labels and leaves the files where they are.
+
+    Raises:
+        DataMissing: no folder is given, or the archive is not unpacked in it.
+        ValueError: there are not 200 classes, a part holds no image, an annotation names no class, or an image can't be decoded.
     """
     if source.data_dir is None:
         raise DataMissing(f"tinyimagenet: no folder to look in; pass --data-dir DIR that holds {FOLDER}, unpacked from {URL}")

@@ -41,11 +41,6 @@ class ViewSpace:
         """Size of the view space."""
         return self.num_offsets**2 * (2 if self.has_flip else 1)
 
-    @property
-    def identity(self) -> int:
-        """The id of the centred, unmirrored view: the image as stored."""
-        return (self.padding * self.num_offsets + self.padding) * (2 if self.has_flip else 1)
-
 
 CROP_AREA = (0.08, 1.0)  # of the image; Szegedy et al. 2015, the default of torchvision's RandomResizedCrop
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height

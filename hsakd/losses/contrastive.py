@@ -1,13 +1,12 @@
 """Contrastive representation distillation (CRD), with its memory of the training set."""
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from hsakd.devices import sent
 from hsakd.losses.objective import Step, TermContext, TermModule, feature_module
+from hsakd.seeds import seed_of
 
 EMBEDDING_WIDTH, NUM_NEGATIVES, TEMPERATURE, MOMENTUM = 128, 16384, 0.07, 0.5  # feat_dim, nce_k, nce_t, nce_m of CRD's train_student.py
 EPS = 1e-7
@@ -83,8 +82,7 @@ class ContrastiveRepresentation(TermModule):
 
     def negatives(self, step: Step) -> Tensor:
         """Return [B, K] positions of training images of other classes than each image's."""
-        digest = hashlib.sha256(f"crd/{self.seed}/{step.number}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        generator = torch.Generator().manual_seed(seed_of("crd", self.seed, step.number))
         drawn = torch.randint(2**62, (len(step.labels), self.num_negatives), generator=generator)
         starts, sizes = self.class_starts[step.labels, None], self.class_sizes[step.labels, None]
         place = sent(drawn, starts.device) % (self.num_images - sizes)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hsakd.losses.objective import Step, loss_term
+from hsakd.losses.objective import Step, kl_of_softened, loss_term, softened_kl
 
 WARM_UP_EPOCHS = 20  # of 240, the authors' DKD.WARMUP: the terms grow linearly
 
@@ -14,12 +14,12 @@ def target_class(step: Step) -> Tensor:
 
     Zhao et al. 2022 (arXiv 2203.08679), Eq. 7, alpha = 1 (weight 1). torchdistill has no DKD.
     """
-    binary = []
-    for logits in _softened(step):
-        log_p = logits.log_softmax(dim=1)
+    binary = []  # the student's, the teacher's
+    for logits in step.unrotated_logits():
+        log_p = (logits / step.temperature).log_softmax(dim=1)
         target = log_p.gather(1, step.labels[:, None])
         binary.append(torch.cat([target, _without_target(log_p, step.labels).logsumexp(dim=1, keepdim=True)], dim=1))
-    return _kl(binary[0], binary[1], step) * _warm_up(step)
+    return kl_of_softened(binary[1], binary[0], step.temperature) * _warm_up(step)
 
 
 @loss_term("nckd", is_rotated=False, reads_branches=False, reads_teacher=True)
@@ -28,23 +28,14 @@ def nontarget_classes(step: Step) -> Tensor:
 
     Zhao et al. 2022, Eq. 7, beta = 8 (weight 8): the default of the authors' code, theirs for resnet32x4 (they take 2 for resnet56).
     """
-    student, teacher = (_without_target(logits, step.labels).log_softmax(dim=1) for logits in _softened(step))
-    return _kl(student, teacher, step) * _warm_up(step)
-
-
-def _softened(step: Step) -> tuple[Tensor, Tensor]:
-    student, teacher = step.unrotated_logits()
-    return student / step.temperature, teacher / step.temperature
+    student, teacher = (_without_target(logits, step.labels) for logits in step.unrotated_logits())
+    return softened_kl(teacher, student, step.temperature) * _warm_up(step)
 
 
 def _without_target(values: Tensor, labels: Tensor) -> Tensor:
     """Return [B, N-1]: the columns other than each row's label."""
     columns = torch.arange(values.shape[1] - 1, device=values.device).expand(len(values), -1)
     return values.gather(1, columns + (columns >= labels[:, None]))
-
-
-def _kl(student: Tensor, teacher: Tensor, step: Step) -> Tensor:
-    return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * step.temperature**2
 
 
 def _warm_up(step: Step) -> float:

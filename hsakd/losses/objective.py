@@ -1,6 +1,5 @@
 """What a loss term may read (`Step`), and a table of named, weighted terms (`Objective`)."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from hsakd.config import ObjectiveConfig, OptimConfig
 from hsakd.registry import Registry
+from hsakd.seeds import seed_of
 
 EXTRAS = {"torchdistill": "comparators"}  # a library that terms may need -> the extra of this package that installs it
 AUTHORS_EPOCHS = 240  # the CIFAR-100 schedule that published numbers of epochs (warm-up, pre-training) belong to
@@ -203,15 +203,23 @@ def joint_labels(labels: Tensor, num_rotations: int) -> Tensor:
 
 
 def softened_kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """Return T^2 * KL(teacher || student) of the softened softmaxes, averaged over all leading axes, computed in float32 or wider."""
+    """Return T^2 * KL(teacher || student) of the softened softmaxes of logits [..., K], a scalar: mean over all leading axes.
+
+    Computed in float32 or wider.
+    """
     width = teacher_logits.shape[-1]
     teacher = (widened(teacher_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
     student = (widened(student_logits).reshape(-1, width) / temperature).log_softmax(dim=1)
+    return kl_of_softened(teacher, student, temperature)
+
+
+def kl_of_softened(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) of logarithms of softened distributions [rows, K], a scalar: mean over the rows."""
     return torch.nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy, averaged over all leading axes, computed in float32 or wider."""
+    """Return the cross-entropy of logits [..., K] with labels [...], a scalar: mean over all axes of the labels; in float32 or wider."""
     return torch.nn.functional.cross_entropy(widened(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1))
 
 
@@ -334,5 +342,5 @@ def build_module(name: str, context: TermContext) -> TermModule:
     build = LOSS_TERMS[name].build
     assert build is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{name}/{context.seed}".encode()).digest()[:8], "little") >> 1)
+        torch.manual_seed(seed_of(name, context.seed))
         return build(context)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from hsakd.losses.objective import Pretraining, Step, TermContext, TermModule, feature_module, loss_term, widened
+from hsakd.losses.objective import Pretraining, Step, TermContext, TermModule, feature_module, loss_term, softened_kl
 
 SS_TEMPERATURE = 0.5  # `--ss-T`
 WRONG_KEPT = 0.75  # `--ratio-ss`: the share of the teacher's wrong answers that is distilled, the least wrong first
@@ -17,9 +17,7 @@ def transformed_classes(step: Step) -> Tensor:
     Xu et al. 2020 (arXiv 2006.07114), section 3, L_T. Weight 2.7 (`--tf-weight`), and all wrong answers are kept (`--ratio-tf 1.0`): the
     authors' defaults, which their published commands use.
     """
-    student, teacher = widened(step.student_logits[:, 1:]), widened(step.required_teacher_logits()[:, 1:])
-    p, q = ((logits.flatten(0, 1) / step.temperature).log_softmax(dim=1) for logits in (teacher, student))
-    return torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True) * step.temperature**2
+    return softened_kl(step.required_teacher_logits()[:, 1:], step.student_logits[:, 1:], step.temperature)
 
 
 @feature_module(

@@ -117,8 +117,7 @@ def load_weights(
     if difference is not None:
         raise ValueError(f"{label}: {difference}")
     if network.spec.family == "mobilenetv2" and weights.network is None:
-        is_in_memory = given.is_ours and isinstance(source, Mapping)
-        _check_mobilenet(network.name, label, origin or ("ours" if is_in_memory else _mobilenet_origin(weights, given)))
+        _check_mobilenet(network.name, label, origin or _mobilenet_origin(weights, given))
     return _load(network, given, "ours" if given.is_ours and origin is None else _format(network, origin or weights.origin))
 
 
@@ -142,10 +141,12 @@ def _of_member(tensors: dict[str, Tensor], member: int | None, label: str) -> di
 
 
 def _mobilenet_origin(weights: _Weights, given: _Renamed) -> Origin:
-    """Tell who wrote a MobileNetV2 state dict without a wrapper, where its keys can tell."""
+    """Tell who wrote a MobileNetV2 state dict, where its wrapper or its keys can tell; without metadata ours may be of either."""
+    if given.is_ours:
+        return "plain"
     if weights.origin == "plain" and any("classifier.0." in name for name in given.names.values()):
         return "crd"
-    if weights.origin == "plain" and not given.is_ours and any(key.startswith("auxiliary_classifiers.") for key in given.tensors):
+    if weights.origin == "plain" and any(key.startswith("auxiliary_classifiers.") for key in given.tensors):
         return "hsakd"  # CRD and SSKD have no auxiliary classifiers under these names
     return weights.origin
 

@@ -1,13 +1,14 @@
 """`HierarchicalNet`: a backbone and its auxiliary classifiers. The one forward, and the one builder of c_l."""
 
-import hashlib
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hsakd.models.backbone import NETWORKS, BackboneSpec, HeightAwareStage, PartInit
-from hsakd.models.timm_networks import PREFIX, timm_spec
+from hsakd.models.timm_networks import timm_spec
+from hsakd.network_table import TIMM
+from hsakd.seeds import seed_of
 
 Initialization = Literal["he", "authors"]
 
@@ -180,12 +181,7 @@ def create_network(
 
 def find_spec(name: str, *, seed: int = 0) -> BackboneSpec:
     """Return the stage table of a name: a registered network, or `timm/<model>`."""
-    return timm_spec(name, _stream(name, "extractor", seed)) if name.startswith(PREFIX) else NETWORKS[name]()
-
-
-def _stream(name: str, path: str, seed: int) -> int:
-    """Return the seed of one module's own generator."""
-    return int.from_bytes(hashlib.sha256(f"{name}/{path}/{seed}".encode()).digest()[:8], "little") >> 1
+    return timm_spec(name, seed_of(name, "extractor", seed)) if name.startswith(TIMM) else NETWORKS[name]()
 
 
 HE_INIT = PartInit(conv="he", zero_bias=True)
@@ -200,7 +196,7 @@ def initialize(network: HierarchicalNet, *, seed: int, initialization: Initializ
     for path, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and not path.startswith("backbone.extractor") and not module.weight.is_meta:
             own = network.spec.backbone_init if path.startswith("backbone") else network.spec.branch_init
-            _initialize_layer(module, _stream(network.name, path, seed), HE_INIT if initialization == "he" else own)
+            _initialize_layer(module, seed_of(network.name, path, seed), HE_INIT if initialization == "he" else own)
 
 
 def _initialize_layer(layer: nn.Conv2d | nn.Linear, seed: int, rule: PartInit) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hsakd.models.backbone import BackboneSpec, PartInit, Stage, basic_block
+from hsakd.network_table import TIMM
 
-PREFIX = "timm/"
 MAX_TAPS = 4
 ANY_SIZE: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 """timm's switches for models that are made for images of one size (Swin's, ViT's), tried in this order."""
@@ -42,7 +42,7 @@ def timm_spec(name: str, seed: int) -> BackboneSpec:
         import timm
     except ImportError as error:
         raise ValueError(f"network {name!r} needs timm; install the extra: pip install '.[timm]'") from error
-    model_name = name.removeprefix(PREFIX)
+    model_name = name.removeprefix(TIMM)
     if not timm.is_model(model_name):
         near = ", ".join(timm.list_models(f"*{model_name[:6]}*")[:8]) or "see timm.list_models()"
         raise ValueError(f"network {name!r}: timm has no model {model_name!r}; known: {near}")

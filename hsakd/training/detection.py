@@ -5,7 +5,6 @@ record, checkpoint, schedule and hooks are the same. Inside torchvision's detect
 non-maximum suppression, the sizes of images), so it can't run on `meta`; our part of the loop doesn't, between epochs.
 """
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,13 +18,14 @@ from torchvision.models.detection import FasterRCNN
 
 from hsakd.config import DETECTION_DATASET, TrialConfig
 from hsakd.data.voc import CLASSES, Objects, VocImages, read_voc
-from hsakd.export import deployed_network
 from hsakd.models import count_parameters
 from hsakd.models.checkpoints import weights_sha256
 from hsakd.models.detector import build_detector
 from hsakd.records import EpochMetrics, TrialRecord, replacing
+from hsakd.seeds import seed_of
 from hsakd.training.average_precision import Detections, mean_average_precision, require_pycocotools
 from hsakd.training.checkpoint import discard_unfinished, load_resume, save_resume
+from hsakd.training.deployed import deployed_network
 from hsakd.training.loop import LoopHooks, RunningLosses, TrialInterrupted, learning_rate_at, make_optimizer
 from hsakd.training.trial import (
     RunContext,
@@ -123,11 +123,6 @@ def mirrored(image: Tensor, objects: Objects) -> tuple[Tensor, Tensor, Tensor]:
     left, top, right, bottom = objects.boxes.unbind(1)
     width = image.shape[-1]
     return image.flip(-1), torch.stack([width - right, top, width - left, bottom], dim=1), objects.labels
-
-
-def seed_of(*parts: object) -> int:
-    """Return a generator's seed that depends on all parts."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little") >> 1
 
 
 def epoch_rows(images: VocImages, *, seed: int, epoch: int) -> Rows:

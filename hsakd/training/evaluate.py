@@ -15,13 +15,15 @@ class Accuracy(NamedTuple):
     """Per cent (0-100). `top5` is None with fewer than 6 classes.
 
     The branch values are over all M rotations: `branch_top1_joint` of the joint label k, `branch_top1_class` of the class marginal
-    (the M joint logits of a class summed, as the authors report it); empty unless asked for.
+    (the M joint logits of a class summed, as the authors report it); empty unless asked for. `num_not_finite` counts the rows, rotated
+    ones too, with NaN or infinity among their logits.
     """
 
     top1: float
     top5: float | None
     branch_top1_joint: list[float]
     branch_top1_class: list[float]
+    num_not_finite: int
 
 
 def evaluate(
@@ -67,6 +69,7 @@ def evaluate_batches(
     correct5 = torch.zeros_like(correct1)
     joint_correct = torch.zeros(len(branches), dtype=torch.int64, device=device)
     class_correct = torch.zeros_like(joint_correct)
+    not_finite = torch.zeros_like(correct1)
     for batch_images, batch_labels in batches:
         rows = normalize(batch_images, mean, std, parameter.dtype)
         if branches:
@@ -76,6 +79,7 @@ def evaluate_batches(
         ranked = logits.topk(min(5, num_classes), dim=1).indices == batch_labels[:, None]
         correct1 += ranked[:, 0].sum()
         correct5 += ranked.sum()
+        not_finite += (~torch.cat((output.logits, *output.joint_logits), dim=1).isfinite().all(dim=1)).sum()
         if branches:
             rotated_labels = batch_labels.repeat_interleave(num_rotations)
             turns = torch.arange(num_rotations, device=device).repeat(len(batch_labels))
@@ -84,11 +88,12 @@ def evaluate_batches(
                 class_logits = joint.view(-1, num_classes, num_rotations).sum(dim=2)
                 class_correct[index] += (class_logits.argmax(dim=1) == rotated_labels).sum()
     network.train(was_training)
-    team.sum_(correct1, correct5, joint_correct, class_correct)
+    team.sum_(correct1, correct5, joint_correct, class_correct, not_finite)
     scale = 100.0 / num_images
     return Accuracy(
         top1=correct1.item() * scale,
         top5=correct5.item() * scale if num_classes > 5 else None,
         branch_top1_joint=[value * scale / num_rotations for value in joint_correct.tolist()],
         branch_top1_class=[value * scale / num_rotations for value in class_correct.tolist()],
+        num_not_finite=int(not_finite.item()),
     )

@@ -26,6 +26,11 @@ class Teacher(nn.Module):
         return (output.logits, *output.joint_logits, *kept)
 
 
+def unfolded_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_features: bool = False) -> Teacher:
+    """Return a copy of `network` in eval mode, without gradient, that gives what `Teacher` gives."""
+    return Teacher(copy.deepcopy(network), branches, with_features=with_features).eval().requires_grad_(False)
+
+
 NORMALIZATIONS, CONVOLUTIONS = (nn.BatchNorm2d, BatchNorm2d), (nn.Conv2d, StridedDepthwiseConv2d)
 
 
@@ -41,9 +46,13 @@ def fold_teacher(network: HierarchicalNet, branches: tuple[int, ...], *, with_fe
 
     Every BN whose only input is a convolution that feeds nothing else becomes part of that convolution (pre-activation blocks keep their
     first BN). `network` itself is not changed; equal to it to about 1e-6 relative in float32, so the float64 reference doesn't use it.
+    A timm model whose forward looks at its input's size or values (ViTs, Swin, TensorFlow's padding) has no graph and stays unfolded.
     """
-    wrapped = Teacher(copy.deepcopy(network), branches, with_features=with_features).eval()
-    graph = _Tracer().trace(wrapped)
+    wrapped = unfolded_teacher(network, branches, with_features=with_features)
+    try:
+        graph = _Tracer().trace(wrapped)
+    except Exception:  # of whatever kind others' code raises at a proxy; its own errors come back with the first batch
+        return unfolded_teacher(network, branches, with_features=with_features)  # anew: a broken trace may leave proxies in it
     folded = fx.GraphModule(wrapped, graph)
     modules: dict[str, Any] = dict(folded.named_modules())
     for node in list(graph.nodes):

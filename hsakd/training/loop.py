@@ -1,12 +1,11 @@
 """`fit`: the only epoch and step loop. Baselines, teachers, students, ablations and comparators differ in their objective only."""
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,11 @@ from hsakd.config import NumericsConfig, OptimConfig, TrialConfig
 from hsakd.data.datasets import Dataset
 from hsakd.data.streams import Chunk, StreamedImages, TrainingData
 from hsakd.data.views import Batch, apply_views, normalize, rotate_rows
-from hsakd.devices import autocasting, sent
+from hsakd.devices import autocasting, parameter_dtype, sent
 from hsakd.losses.objective import Objective, Step
 from hsakd.models import HierarchicalNet, Output
 from hsakd.records import EpochMetrics
+from hsakd.seeds import seed_of
 from hsakd.training.checkpoint import CheckpointCorrupt, discard_unfinished, load_resume, save_resume
 from hsakd.training.evaluate import Accuracy, evaluate_batches
 from hsakd.training.mutual import mutual_loss
@@ -37,12 +37,14 @@ class FitResult:
     """The epochs of a training and the last one's accuracy with its branches; `earlier_seconds` are what earlier attempts took.
 
     A training whose loss became NaN or infinite ends there: `diverged_step` is the 0-based step of the whole training, `accuracy` None.
+    So does one whose logits of test images are not finite after an epoch, with its last step; `error` says which of the two it was.
     """
 
     epochs: list[EpochMetrics]
     accuracy: Accuracy | None
     peer_accuracy: Accuracy | None = None
     diverged_step: int | None = None
+    error: str = ""
     earlier_seconds: float = 0.0
 
 
@@ -50,13 +52,14 @@ class FitResult:
 class LoopHooks:
     """What the outside may ask of the loop: where to checkpoint and how often, whom to tell, when to stop.
 
-    The attempt began at `started`, of the monotonic clock.
+    `branch_accuracies` are measured after the last epoch, or after every one. The attempt began at `started`, of the monotonic clock.
     """
 
     checkpoint_dir: Path | None = None
     checkpoint_seconds: float = 600.0
     on_epoch: Callable[[EpochMetrics], None] | None = None
     should_stop: Callable[[], bool] | None = None
+    branch_accuracies: Literal["last", "every"] = "last"
     attempt: int = 1
     started: float = field(default_factory=time.monotonic)
 
@@ -73,8 +76,7 @@ def learning_rate_at(optim: OptimConfig, epoch: int, step: int, steps_per_epoch:
 
 def epoch_stream(dataset: TrainingData, *, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Return the epoch's image order and view ids, [n] each, on the CPU; they depend on the data, the split and the seed only."""
-    digest = hashlib.sha256(f"{dataset.fingerprint}/{seed}/{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(dataset.fingerprint, seed, epoch))
     num_images = len(dataset.train_labels)
     order = torch.randperm(num_images, generator=generator)
     return order, torch.randint(dataset.views.num_views, (num_images,), generator=generator)
@@ -291,7 +293,7 @@ def fit(
     objective = Objective.from_config(config.objective).with_modules(lambda: term_context(config, network, dataset))
     optim, batch_size = config.optim, config.optim.batch_size
     stages = training_stages(objective, optim)
-    dtype = torch.float64 if config.numerics.precision == "float64" else torch.float32
+    dtype = parameter_dtype(config.numerics)
     autocast = torch.bfloat16 if config.numerics.precision == "bfloat16" else None
     data = dataset.to(device)
     if prefers_channels_last(network, config.numerics):
@@ -371,12 +373,16 @@ def fit(
             },
         )
 
+    def diverged(step: int, error: str) -> FitResult:
+        return FitResult(epochs=epochs, accuracy=None, diverged_step=step, error=error, earlier_seconds=earlier_seconds)
+
     def accuracy_of(member: HierarchicalNet, part: str, *, with_branches: bool = False) -> Accuracy:
         batches = data.evaluation_batches(part, rank=team.rank, size=team.size)
         return evaluate_batches(
             member, batches, num_images=data.num_images(part), mean=data.mean, std=data.std, with_branches=with_branches, team=team
         )
 
+    test, peer_test = None, None
     for epoch in range(first_epoch, optim.epochs):
         stage = stage_at(stages, epoch)
         stage_epoch = epoch - stage.first_epoch
@@ -396,6 +402,7 @@ def fit(
             if action != GO_ON:
                 save(epoch, step, time.monotonic() - started)
             if action == STOP:
+                team.barrier()  # the first rank that ends is the end of all, the leader still writing or not
                 raise TrialInterrupted(f"trial {config.trial_id} stopped at epoch {epoch}, step {step}")
             training_step(
                 trained,
@@ -418,7 +425,7 @@ def fit(
         mean_loss, mean_terms = losses.means(steps_per_epoch * num_shards)  # waits for the device: the epoch's work is done
         train_seconds = time.monotonic() - started
         if (bad := int(losses.first_bad.item())) >= 0:
-            return FitResult(epochs=epochs, accuracy=None, diverged_step=bad, earlier_seconds=earlier_seconds)
+            return diverged(bad, f"loss is not finite at step {bad}")
         if epoch < 0:  # pre-training: nothing to evaluate; its seconds count as the first epoch's, its momentum ends with it
             if epoch == -1:
                 optimizer = make_optimizer(trainable, optim)
@@ -428,9 +435,13 @@ def fit(
             continue
         evaluation_started = time.monotonic()
         team.share_buffers(network)
-        test = accuracy_of(network, "test")
+        with_branches = hooks.branch_accuracies == "every" or epoch == optim.epochs - 1
+        test = accuracy_of(network, "test", with_branches=with_branches)
         val = accuracy_of(network, "val") if data.num_images("val") else None
         peer_test = accuracy_of(network.peer, "test") if network.peer is not None else None
+        if test.num_not_finite or (peer_test is not None and peer_test.num_not_finite):  # no later step tells of the last update
+            last = (epoch + 1 - stages[0].first_epoch) * steps_per_epoch - 1
+            return diverged(last, f"logits are not finite after step {last}")
         epochs.append(
             EpochMetrics(
                 trial_id=config.trial_id,
@@ -443,6 +454,8 @@ def fit(
                 top5_test=test.top5,
                 top1_val=None if val is None else val.top1,
                 top1_test_peer=None if peer_test is None else peer_test.top1,
+                branch_top1_joint=test.branch_top1_joint,
+                branch_top1_class=test.branch_top1_class,
                 train_seconds=train_seconds,
                 eval_seconds=time.monotonic() - evaluation_started,
                 bank_hits=service.hits,
@@ -456,11 +469,10 @@ def fit(
         save(epoch + 1, 0, 0.0)
         if hooks.on_epoch is not None:
             hooks.on_epoch(epochs[-1])
-    final, peer_final = (
-        accuracy_of(member, "test", with_branches=len(member.taps) > 0) if member is not None else None
-        for member in (network, network.peer)
-    )
-    return FitResult(epochs=epochs, accuracy=final, peer_accuracy=peer_final, earlier_seconds=earlier_seconds)
+    if test is None:  # nothing was left to train: imported weights, or a checkpoint of the end
+        test = accuracy_of(network, "test", with_branches=True)
+        peer_test = accuracy_of(network.peer, "test") if network.peer is not None else None
+    return FitResult(epochs=epochs, accuracy=test, peer_accuracy=peer_test, earlier_seconds=earlier_seconds)
 
 
 def _load_together(folder: Path | None, trial_id: str, team: Team) -> dict[str, Any] | None:

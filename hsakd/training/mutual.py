@@ -13,7 +13,7 @@ PEER_SEED_OFFSET = 1000  # a peer of the same architecture must start elsewhere
 
 
 def attach_peer(network: HierarchicalNet, config: TrialConfig) -> None:
-    """Give `network` the peer of `config`, initialized from a seed of its own.
+    """Give `network` the peer of `config`, initialized from a seed of its own, in the same precision.
 
     Raises:
         ValueError: the two have different numbers of auxiliary classifiers.
@@ -31,7 +31,7 @@ def attach_peer(network: HierarchicalNet, config: TrialConfig) -> None:
         raise ValueError(
             f"peer is {config.peer!r} with {len(peer.taps)} branches; accepted: one with {len(network.taps)}, as {network.name}"
         )
-    network.peer = peer
+    network.peer = peer.to(network.backbone.head.weight.dtype)
 
 
 def mutual_loss(

@@ -1,6 +1,5 @@
 """What a frozen teacher says of a batch; the loop can't tell where the answer comes from."""
 
-import copy
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,7 +9,7 @@ from hsakd.config import NumericsConfig
 from hsakd.data.views import Batch
 from hsakd.devices import autocasting
 from hsakd.models import HierarchicalNet
-from hsakd.training.folding import Teacher, fold_teacher
+from hsakd.training.folding import fold_teacher, unfolded_teacher
 from hsakd.training.team import Team
 
 
@@ -75,10 +74,8 @@ class LivePredictions:
         self.autocast = autocast
         self.fallback = ""
         self.memory_format = torch.channels_last if is_channels_last else torch.contiguous_format
-        if next(teacher.parameters()).dtype == torch.float64:
-            answer: nn.Module = Teacher(copy.deepcopy(teacher), branches, with_features=with_features).eval().requires_grad_(False)
-        else:
-            answer = fold_teacher(teacher, branches, with_features=with_features)
+        copied = unfolded_teacher if next(teacher.parameters()).dtype == torch.float64 else fold_teacher
+        answer: nn.Module = copied(teacher, branches, with_features=with_features)
         self.answer = answer.to(memory_format=self.memory_format)
         self.hits = 0
         self.misses = 0

@@ -49,7 +49,7 @@ def run_ranks(
     """
     spawn = multiprocessing.get_context("spawn")
     stop, processes, links = spawn.Event(), [], []
-    with tempfile.TemporaryDirectory(prefix="hsakd-ranks-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"hsakd-{os.getpid()}-") as folder:  # after a kill the next sweep deletes it
         try:
             for rank in range(context.num_ranks):
                 link, far_end = spawn.Pipe(duplex=False)
@@ -120,7 +120,7 @@ def run_rank(team: Team, config: TrialConfig, context: RunContext, store: Path, 
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if is_cuda else "gloo",
-            init_method=store.as_uri(),
+            store=dist.FileStore(str(store), team.size),  # type: ignore[attr-defined] # a URL's path would stay percent-encoded
             rank=team.rank,
             world_size=team.size,
             timeout=SILENCE,

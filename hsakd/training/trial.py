@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from hsakd.config import NumericsConfig, TrialConfig
 from hsakd.data.streams import TrainingData, open_dataset
+from hsakd.devices import parameter_dtype
 from hsakd.losses.objective import Objective
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
 from hsakd.models.checkpoints import load_weights, save_weights, weights_sha256
@@ -54,7 +55,8 @@ class RunContext:
     `bank_dir` and `bank_budget_bytes` are for teacher predictions (None: the defaults of `hsakd.training.bank`). `keep_checkpoints`
     "all" keeps resume files of finished trials, "last" their final weights only, "none" neither (for trials that nobody's teacher is).
     `git_commit` None asks git (a node that got the code through Ray has no checkout). `num_ranks` processes share the trial's batches, on
-    a device each; `loader_workers` processes of each decode images that stay in their files.
+    a device each; `loader_workers` processes of each decode images that stay in their files. `branch_accuracies`, over all rotations, are
+    measured after the last epoch, or after every one.
     """
 
     store: ResultStore
@@ -70,6 +72,7 @@ class RunContext:
     git_commit: str | None = None
     num_ranks: int = 1
     loader_workers: int = 0
+    branch_accuracies: Literal["last", "every"] = "last"
 
 
 def run_trial(
@@ -83,9 +86,9 @@ def run_trial(
     """Train, evaluate and record one trial, or return its record if it is already finished.
 
     An unfinished trial goes on from its checkpoint; a corrupted checkpoint is set aside and the trial starts anew. The weights are
-    written before the epochs, the epochs before the row: a row that exists is complete. A non-finite loss is a record with status
-    "diverged". With `num_ranks` above 1 the work is done by that many processes, which end with this call; each of them calls this with
-    its `team`, and only the leader writes.
+    written before the epochs, the epochs before the row: a row that exists is complete. A loss, or a logit of a test image, that is not
+    finite is a record with status "diverged". With `num_ranks` above 1 the work is done by that many processes, which end with this call;
+    each of them calls this with its `team`, and only the leader writes.
 
     Raises:
         KeyError, ValueError: an unknown name, missing data, or a value that doesn't fit.
@@ -109,6 +112,7 @@ def run_trial(
         checkpoint_seconds=60 * context.checkpoint_minutes,
         on_epoch=report,
         should_stop=should_stop,
+        branch_accuracies=context.branch_accuracies,
         attempt=context.attempt,
     )
     if config.detection is not None:
@@ -117,7 +121,13 @@ def run_trial(
         return run_detection(config, context, hooks)
     device = torch.device(context.device)
     with naming_lack_of_memory(config, context):
-        dataset = open_dataset(config.data, context.data_dir, download=context.download, num_workers=context.loader_workers)
+        dataset = open_dataset(
+            config.data,
+            context.data_dir,
+            download=context.download,
+            num_workers=context.loader_workers,
+            is_digested_elsewhere=not team.is_leader,
+        )
         network = _initialized_network(config, dataset, store).to(device)
         predictions = teacher_predictions(config, dataset, context, device)
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks, team)
@@ -141,7 +151,7 @@ def run_trial(
     record = TrialRecord.of(
         config,
         status="complete" if accuracy is not None else "diverged",
-        error="" if accuracy is not None else f"loss is not finite at step {fit_result.diverged_step}",
+        error=fit_result.error,
         attempts=context.attempt,
         epochs_done=len(epochs),
         top1_last=accuracy.top1 if accuracy is not None else None,
@@ -256,7 +266,7 @@ def _initialized_network(config: TrialConfig, dataset: TrainingData, store: Resu
         taps=config.taps,
         seed=config.seed,
         initialization=config.numerics.initialization,
-    )
+    ).to(parameter_dtype(config.numerics))  # before any weights come in, which would be rounded
     if config.imported_sha256 is not None:
         load_weights(network, store.imported_path(config.imported_sha256))
     if config.backbone is not None:
@@ -265,20 +275,23 @@ def _initialized_network(config: TrialConfig, dataset: TrainingData, store: Resu
         network.freeze_backbone(trains_head=is_probe)
     if config.peer is not None:
         attach_peer(network, config)
-    return network.double() if config.numerics.precision == "float64" else network
+    return network
 
 
 def teacher_predictions(config: TrialConfig, dataset: TrainingData, context: RunContext, device: torch.device) -> TeacherPredictions | None:
-    """Return what a student's objective asks its teacher through; None where it asks no teacher."""
+    """Return what a student's objective asks its teacher through; None where it asks no teacher.
+
+    Raises:
+        ValueError: the student has a tap that its teacher lacks.
+        MissingTeacher: the teacher has no finished weights.
+    """
     objective = Objective.from_config(config.objective)
     if config.teacher is None or not objective.reads_teacher:
         return None
     teacher = create_network(
         config.teacher.network, num_classes=dataset.num_classes, num_rotations=config.num_rotations, taps=config.teacher.taps
-    )
+    ).to(parameter_dtype(config.numerics))
     _load_required_weights(teacher, context.store, config.teacher)
-    if config.numerics.precision == "float64":
-        teacher = teacher.double()
     taps = config.taps if config.taps is not None else teacher.taps
     branches = taps if objective.reads_teacher_branches else ()
     if not set(branches) <= set(teacher.taps):
@@ -360,7 +373,7 @@ def _peak_memory_bytes(device: torch.device) -> int:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "numpy", "torchvision", "hsakd-sweeper")
+    packages = ("torch", "numpy", "torchvision", "timm", "torchdistill", "pycocotools", "hsakd-sweeper")
     found = {
         name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages
     }  # a node may have got ours through Ray

@@ -25,11 +25,12 @@ LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/ses
 def temporary_folder() -> Path:
     """Return a new folder that says whose it is, after deleting those of processes that were killed.
 
-    Ray's sockets lie in it and a socket's path is at most 107 characters long, so a long TMPDIR gives way to /tmp.
+    Ray's sockets lie in it and a socket's path is at most 107 characters long, so a TMPDIR of more than
+    `LONGEST_ROOT` characters gives way to /tmp or, where that can't be written, to /dev/shm.
     """
     roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm")]
     root = next((root for root in roots if len(str(root)) <= LONGEST_ROOT and os.access(root, os.W_OK)), roots[0])
-    for folder in root.glob("hsakd-*"):
+    for folder in (found for each in roots for found in each.glob("hsakd-*")):  # where trials of several ranks meet, too
         owner = re.fullmatch(r"hsakd-(\d+)-\w+", folder.name)
         if owner is not None and not Path(f"/proc/{owner[1]}").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -65,11 +66,11 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
 
 def start_ray(options: EngineOptions, folder: Path) -> None:
     """Start a local Ray; on a machine so busy that its processes don't answer in time (Ray waits for 30 s), once more."""
-    trials_at_once = options.gpus * options.packing.most_per_gpu() or options.packing.ranks_per_trial
+    trials_at_once = options.packing.most_at_once(options.gpus)
     for starts_left in reversed(range(RAY_STARTS)):
         try:
             ray.init(
-                num_cpus=max(num_cores(), options.threads * trials_at_once),
+                num_cpus=max(num_cores(), options.cpus_per_trial * trials_at_once),
                 include_dashboard=options.has_dashboard,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,

@@ -15,6 +15,7 @@ from sweeps.attempts import WorkerDied, note_error, ran_out_of_host_memory, ran_
 from sweeps.engine.options import STOP_FILE, EngineOptions
 from sweeps.schedule import Schedule
 from sweeps.teacher_files import doubt
+from sweeps.wording import judged, name_of, reason_of, subject_of
 
 RECORD_VISIBLE_SECONDS = 60.0  # a network file system may show a new file only after its attribute cache has expired
 
@@ -44,6 +45,9 @@ class Ends:
         self.failures: dict[str, int] = {}
         self.crashes: Counter[str] = Counter()  # failed attempts of this command's
         self.pruned: set[str] = set()
+        self.fallbacks: set[str] = set()  # why banks were not used or filled, as far as said
+        names = [(len(name_of(entry)), len(subject_of(entry))) for entry in schedule.entries]
+        self.widths = [max(lengths) for lengths in zip(*names, strict=True)]
         lacking: set[str] = set()
         for trial_id, config in schedule.configs.items():
             errors = [] if trial_id in schedule.done else list(filter(ran_out_of_memory, read_errors(schedule.store, trial_id)))
@@ -51,6 +55,20 @@ class Ends:
                 lacking.add(config.network)
         for network in lacking:
             self.packing.loosen(network)
+
+    def describe(self, trial_id: str) -> str:
+        """Return a trial in a few words: what it is for, not what it consists of."""
+        entry, config = self.schedule.line_of(trial_id), self.schedule.configs[trial_id]
+        teacher = f" (teacher seed {entry.teacher_seed})" if entry.teacher_seed and config.teacher is not None else ""
+        name_width, subject_width = self.widths
+        return f"{trial_id}  {name_of(entry):{name_width}s}  {subject_of(entry):{subject_width}s}  seed {config.seed}{teacher}"
+
+    def _news(self, record: TrialRecord) -> str:
+        """Return what came out of a trial: why it failed, or its accuracy and, of a search's trial, its setting."""
+        value = judged(self.schedule.line_of(record.trial_id), record)
+        news = record.error.partition("\n")[0] or ("" if value is None else f"{value[0]:.2f} % {value[1]}")
+        settings = [search.describe(number) for search, number in self.schedule.numbers.get(record.trial_id, [])[:1]]
+        return "  ".join(filter(None, (news, *settings)))
 
     def begin(self, trial_id: str) -> None:
         """Take note that a trial begins."""
@@ -63,6 +81,7 @@ class Ends:
         config = self.schedule.configs[own_id]
         self.epochs[own_id] = [row for row in self.epochs[own_id] if row.epoch < metrics.epoch] + [metrics]
         self.schedule.cost.observe_epochs(config, self.epochs[own_id])
+        self._say_once(metrics.predictions_fallback)
         try:
             is_pruned = self.schedule.on_epoch(own_id, metrics) and metrics.epoch + 1 < config.optim.epochs
         except OSError as error:
@@ -106,7 +125,7 @@ class Ends:
                 from_now_on = ""
                 if self.options.gpus and not of_host:
                     from_now_on = f", {config.network} gets {self.packing.loosen(config.network):.2g} GPU each from now on"
-                self.say(f"no memory {describe(config)}; again alone{from_now_on}")
+                self.say(f"no memory {self.describe(own_id)}; again alone{from_now_on}")
                 return
             record = self._failure(config, "out_of_memory")
         if record is None and outcome == "unfit":
@@ -124,21 +143,27 @@ class Ends:
             self.note_crash(own_id)
             if self.crashes[own_id] <= self.options.max_failures:  # Tune may give up earlier when a node is lost
                 schedule.put_back(own_id)
-                self.say(f"crashed  {describe(config)}; is tried again")
+                self.say(f"crashed  {self.describe(own_id)}; is tried again")
                 return
             record = self._failure(config, "failed")
         if record is None:
             schedule.put_back(own_id)
-            self.say(f"stopped  {describe(config)}")
+            self.say(f"stopped  {self.describe(own_id)}")
             schedule.is_stopping |= outcome == "interrupted"  # somebody else has put the stop file there
             if not schedule.is_stopping:
                 schedule.failed.add(own_id)
             return
         schedule.complete(own_id, record)
-        news = record.result or record.error.partition("\n")[0]
-        self.say(f"{record.status:8s} {describe(config)}  {news}")
+        self.say(f"{record.status:8s} {self.describe(own_id)}  {self._news(record)}")
+        self._say_once(record.predictions_fallback)
         if (sentence := doubt(record)) is not None:
             self.say(sentence)
+
+    def _say_once(self, fallback: str) -> None:
+        """Say why a bank is not used, or filled no further: of a whole sweep's trials it is mostly the same."""
+        if fallback and fallback not in self.fallbacks:
+            self.fallbacks.add(fallback)
+            self.say(f"teachers are asked live: {fallback}")
 
     def take_lack_of_host_memory(self, reason: str, own_ids: list[str]) -> None:
         """Tell the schedule that Ray killed workers since their node ran low on memory: it doesn't say whose, so all that Ray had
@@ -220,14 +245,7 @@ class Ends:
         was_stopping, self.schedule.is_stopping = self.schedule.is_stopping, True
         touch_if_possible(self.options.out / STOP_FILE)
         if not was_stopping:
-            self.say(f"--out can't be written ({error.strerror}): stopping; make room, then go on")
-
-
-def describe(config: TrialConfig) -> str:
-    """Return a trial in a few words."""
-    teacher = f" <- {config.teacher.network} ({config.teacher_regime})" if config.teacher is not None else ""
-    terms = "+".join(name for name, _ in config.objective.terms)
-    return f"{config.trial_id}  {config.role:8s} {config.network}{teacher}  {terms}  seed {config.seed}"
+            self.say(f"--out can't be written ({reason_of(error)}): stopping; make room, then go on")
 
 
 def utc(seconds: float) -> str:

@@ -14,6 +14,7 @@ from hsakd.records import replacing
 from sweeps.engine.options import EngineOptions, Unfit
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import num_cores
+from sweeps.wording import counted
 
 NODE_CHECK_SECONDS = 300.0
 JOIN_SECONDS = 60.0
@@ -57,8 +58,8 @@ class Nodes:
             if self.expected is None:
                 self.fit[name] = node["Resources"]
                 continue
-            if (cpus := int(node["Resources"].get("CPU", 0))) < self.options.threads_per_trial:
-                self.avoid(name, f"it has {cpus} CPUs, a trial's --threads are {self.options.threads_per_trial}")
+            if (cpus := int(node["Resources"].get("CPU", 0))) < self.options.cpus_per_trial:
+                self.avoid(name, f"it has {cpus} CPUs, a trial takes {self.options.cpus_per_trial} (--threads, --loader-workers)")
                 continue
             where = NodeAffinitySchedulingStrategy(name, soft=False)
             task = ray.remote(check_node).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
@@ -89,7 +90,7 @@ class Nodes:
         ):
             if not self.checks and not is_said:
                 is_said = True
-                self.say(f"the cluster has {self.num_present:g} {self.kind}s yet; waiting for more, up to {JOIN_SECONDS:g} s")
+                self.say(f"the cluster has {counted(self.num_present, self.kind)} yet; waiting for more, up to {JOIN_SECONDS:g} s")
             time.sleep(0.1)
             self.refresh()
         if not self.fit and self.problems:
@@ -150,15 +151,23 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
             raise Unfit(f"--gpus is {options.gpus}, but the cluster has {present}; drop --require-gpus to start with them")
         say(f"the cluster has {present} of {options.gpus} GPUs; more are used as nodes join")
     num_trials, cores = options.packing.most_at_once(min(present, options.gpus)), num_cores()
-    if options.address is None and num_trials * options.threads_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
-        say(f"{num_trials} trials of {options.threads_per_trial} CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster")
+    if options.address is None and num_trials * options.cpus_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
+        fewer = "--loader-workers" if options.context.get("loader_workers") else "--trials-per-gpu"
+        say(f"{num_trials} trials of {options.cpus_per_trial} CPUs each share {cores} CPU cores; fewer {fewer} may be faster")
     ranks = options.packing.ranks_per_trial
     if ranks > 1 and ranks > (largest := int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))):
         raise Unfit(f"--ranks-per-trial is {ranks}, but no node has more than {largest} GPUs; a trial's ranks are on one node")
 
 
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:
-    """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / threads per trial; at least 1."""
+    """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / CPUs per trial; at least 1."""
     if options.gpus:
         return options.packing.most_at_once(options.gpus)
-    return max(1, int(nodes.num_present) // options.threads_per_trial)
+    return max(1, int(nodes.num_present) // options.cpus_per_trial)
+
+
+def planned_slots(options: EngineOptions) -> int:
+    """Return how many trials may run at once if all GPUs are there; of a cluster's CPUs, which only Ray knows, 1."""
+    if options.gpus:
+        return options.packing.most_at_once(options.gpus)
+    return max(1, num_cores() // options.cpus_per_trial) if options.address is None else 1

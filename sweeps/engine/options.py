@@ -13,7 +13,7 @@ STOP_FILE = "stop"  # while it is in --out, trials checkpoint at their next step
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """How trials are placed: `gpus` 0 runs `cpus // threads` trials at once on the CPU, else GPUs are shared as `packing` says.
+    """How trials are placed: `gpus` 0 runs `cpus // cpus_per_trial` trials at once on the CPU, else GPUs are shared as `packing` says.
 
     `time_limit_seconds` count from `started`, of the monotonic clock.
     `run` is the dotted name of the function that runs a trial (`hsakd.training.trial:run_trial`, or a stand-in in scheduling tests);
@@ -37,9 +37,13 @@ class EngineOptions:
     context: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def threads_per_trial(self) -> int:
-        """CPU threads of a trial's ranks together."""
-        return self.threads * self.packing.ranks_per_trial
+    def cpus_per_trial(self) -> int:
+        """CPUs of a trial's ranks together: each has its threads and, where images stay in their files, processes that decode them.
+
+        A rank's loaders of train, validation and test images keep their processes, but read in turn.
+        """
+        workers: int = self.context.get("loader_workers", 0)
+        return (self.threads + workers) * self.packing.ranks_per_trial
 
 
 class Unfit(ValueError):

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import sys
@@ -17,34 +18,47 @@ from ray.tune.search import ConcurrencyLimiter
 from sweeps.attempts import LOW_MEMORY
 from sweeps.engine.cluster import ray_cluster, temporary_folder
 from sweeps.engine.ends import touch_if_possible
-from sweeps.engine.nodes import Nodes, check_gpus, num_slots
+from sweeps.engine.nodes import Nodes, check_gpus, num_slots, planned_slots
 from sweeps.engine.options import STOP_FILE, EngineOptions
 from sweeps.engine.searcher import PruningScheduler, ScheduleSearcher, resources_of
-from sweeps.engine.watch import EndOfSweep, Watch
+from sweeps.engine.watch import EndOfSweep, Watch, write_progress
 from sweeps.engine.worker import run_unit
 from sweeps.schedule import Schedule
 from sweeps.status import PROGRESS_FILE
+from sweeps.wording import counted, duration, reason_of
 
 
-def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str], None] = print) -> None:
+def run_schedule(
+    schedule: Schedule, options: EngineOptions, say: Callable[[str], None] = print, look: Callable[[], None] = lambda: None
+) -> None:
     """Run the schedule to its end, or until SIGINT, SIGTERM or the time limit: then trials checkpoint at their next step.
 
-    A signal while Ray starts or ends, when no trial runs, ends at once.
+    A signal while Ray starts or ends, when no trial runs, ends at once. `say` prints news; `look` is called every two seconds while Ray
+    works, when the schedule knows what runs.
 
     Raises:
         Unfit: the cluster lacks the GPUs, or no node of it can run trials.
     """
     stop_path = options.out / STOP_FILE
     stop_path.unlink(missing_ok=True)
-    schedule.store.write_plan(schedule.plan())
+    try:
+        schedule.store.write_plan(schedule.plan())
+    except OSError as error:
+        say(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on")
+        schedule.is_stopping = True
+        return
     if schedule.is_complete or (schedule.is_stuck and not schedule.failed and schedule.num_waiting == 0):
         return
+    schedule.num_slots = float(planned_slots(options))
+    say_what_is_planned(schedule, options, say)
     folder = temporary_folder()
     for stale in options.out.glob(".tune-*"):  # of a driver that was killed: this process holds the folder's lock
         shutil.rmtree(stale, ignore_errors=True)
     for stale in options.out.glob(".*.tmp"):
         stale.unlink(missing_ok=True)
     try:
+        with suppress(OSError):  # the next heartbeat stops for it
+            write_progress(schedule, options.out)
         is_over = False
         while not is_over:
             with ray_cluster(options, folder):
@@ -53,7 +67,7 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
                 check_gpus(options, nodes, say)
                 experiments = folder / "tune" if options.address is None else options.out / f".tune-{secrets.token_hex(4)}"
                 try:
-                    is_over = _run_tuner(schedule, options, nodes, experiments, say)
+                    is_over = _run_tuner(schedule, options, nodes, experiments, say, look)
                 finally:
                     shutil.rmtree(experiments, ignore_errors=True)
     except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
@@ -65,12 +79,27 @@ def run_schedule(schedule: Schedule, options: EngineOptions, say: Callable[[str]
         try:
             schedule.store.write_plan(schedule.plan())
         except OSError as error:
-            say(f"--out can't be written ({error.strerror})")
+            say(f"--out can't be written ({reason_of(error)})")
             schedule.is_stopping = True
         sys.stdout.flush()
 
 
-def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experiments: Path, say: Callable[[str], None]) -> bool:
+def say_what_is_planned(schedule: Schedule, options: EngineOptions, say: Callable[[str], None]) -> None:
+    """Print what is to be done before Ray starts, which takes a while, and where to look until the first trial ends."""
+    left = schedule.num_waiting
+    more = " (searches add confirmations and winners)" if any(phase != "report" for phase in schedule.phases.values()) else ""
+    where = counted(options.gpus, "GPU") if options.gpus else "CPUs"
+    speed = "measured" if schedule.cost.num_measured else "assumed"
+    say(
+        f"{left} of {counted(left + len(schedule.done), 'training')} left{more}, {schedule.num_slots:g} at once on {where}, "
+        f"about {duration(schedule.seconds_left())} at {speed} speed"
+    )
+    say(f"to see how it stands, from another terminal: python sweeps/status.py {shlex.quote(str(schedule.options.out))}")
+
+
+def _run_tuner(
+    schedule: Schedule, options: EngineOptions, nodes: Nodes, experiments: Path, say: Callable[[str], None], look: Callable[[], None]
+) -> bool:
     """Let Ray's one Tuner work the schedule off; return False where it broke for want of host memory and a new one is to go on."""
 
     received: list[int] = []
@@ -88,7 +117,7 @@ def _run_tuner(schedule: Schedule, options: EngineOptions, nodes: Nodes, experim
 
     searcher = ScheduleSearcher(schedule, options, nodes, say)
     limiter = ConcurrencyLimiter(searcher, max_concurrent=num_slots(options, nodes))
-    watch = Watch(searcher, limiter)
+    watch = Watch(searcher, limiter, look)
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         tuner = tune.Tuner(

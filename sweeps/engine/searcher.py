@@ -65,7 +65,7 @@ class ScheduleSearcher(Searcher):
             "out": str(self.options.out),
             "run": self.options.run,
             "context": {**self.options.context, "keep_checkpoints": self.ends.kept(config)},
-            "resources": {"CPU": self.options.threads_per_trial, **({"GPU": self._needs(config)} if self.options.gpus else {})},
+            "resources": {"CPU": self.options.cpus_per_trial, **({"GPU": self._needs(config)} if self.options.gpus else {})},
             "avoided": list(self.nodes.avoided),
             "expected": self.nodes.expected,
         }
@@ -88,7 +88,7 @@ class ScheduleSearcher(Searcher):
 
     def _needs(self, config: TrialConfig) -> float:
         """Return the GPUs, or the CPUs, that Ray reserves for a trial."""
-        return self.packing.share(config.network, config.trial_id) if self.options.gpus else float(self.options.threads_per_trial)
+        return self.packing.share(config.network, config.trial_id) if self.options.gpus else float(self.options.cpus_per_trial)
 
     def _share(self, config: TrialConfig) -> float:
         """Return how much of the capacity a trial takes: what it needs or, if no other may run beside it, all."""

@@ -1,8 +1,11 @@
 """What the driver does between Ray's events, and when it ends."""
 
 import json
+import os
 import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -10,20 +13,41 @@ from ray.tune.experiment import Trial
 from ray.tune.search import ConcurrencyLimiter
 
 from hsakd.records import replacing
-from sweeps.engine.ends import describe, touch_if_possible
+from sweeps.engine.ends import touch_if_possible
 from sweeps.engine.nodes import num_slots
 from sweeps.engine.options import STOP_FILE
 from sweeps.engine.searcher import ScheduleSearcher
+from sweeps.schedule import Schedule
 from sweeps.status import PROGRESS_FILE
+from sweeps.wording import counted
 
 HEARTBEAT_SECONDS = 2.0
 
 
-class Watch(tune.Callback):
-    """What happens between events, on the driver's own thread: the time limit, nodes that come and go, the progress file, crash counts."""
+def write_progress(schedule: Schedule, out: Path) -> None:
+    """Tell readers of the folder who works on it and what runs now; `python sweeps/status.py` reads it."""
+    seconds_left = schedule.seconds_left()
+    schedule.forecast_seconds = seconds_left if schedule.cost.num_measured else None
+    progress = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "running": schedule.epochs_done,
+        "slots": schedule.num_slots,
+        "seconds_left": seconds_left,
+        "basis": schedule.cost.describe(),
+    }
+    with replacing(out / PROGRESS_FILE) as temporary:
+        temporary.write_text(json.dumps(progress))
 
-    def __init__(self, searcher: ScheduleSearcher, limiter: ConcurrencyLimiter) -> None:
-        self.searcher, self.limiter = searcher, limiter
+
+class Watch(tune.Callback):
+    """What happens between events, on the driver's own thread: the time limit, nodes that come and go, the progress file, crash counts.
+
+    `look` is called at every heartbeat, after the schedule has been told what runs.
+    """
+
+    def __init__(self, searcher: ScheduleSearcher, limiter: ConcurrencyLimiter, look: Callable[[], None]) -> None:
+        self.searcher, self.limiter, self.look = searcher, limiter, look
         self.next_look = 0.0
         self.num_present = searcher.nodes.num_present
         self.is_over = False
@@ -46,31 +70,21 @@ class Watch(tune.Callback):
         searcher.nodes.refresh()
         present = searcher.nodes.num_present
         if present != self.num_present:
-            searcher.say(f"the cluster has {present:g} {searcher.nodes.kind}s now")
+            searcher.say(f"the cluster has {counted(present, searcher.nodes.kind)} now")
             self.num_present = present
             self.limiter.max_concurrent = num_slots(searcher.options, searcher.nodes)
-        self.write_progress([searcher.trial_ids[name] for name in running if name in searcher.trial_ids])
+        self.note_progress([searcher.trial_ids[name] for name in running if name in searcher.trial_ids])
+        self.look()
 
-    def write_progress(self, running: list[str]) -> None:
-        """Tell readers of the folder what runs now; `python sweeps/status.py` reads it."""
+    def note_progress(self, running: list[str]) -> None:
+        """Tell the schedule and the folder what runs now."""
         searcher = self.searcher
-        schedule = searcher.schedule
-        epochs = {trial_id: len(searcher.ends.epochs.get(trial_id, [])) for trial_id in running}
-        options, packing = searcher.options, searcher.packing
-        per_slot = packing.ranks_per_trial / packing.trials_per_gpu if options.gpus else options.threads_per_trial
-        at_once = schedule.num_slots = max(1.0, searcher.nodes.num_present / per_slot)
-        schedule.epochs_done = epochs
-        schedule.forecast_seconds = schedule.seconds_left()
-        progress = {
-            "host": socket.gethostname(),
-            "running": epochs,
-            "slots": at_once,
-            "seconds_left": schedule.forecast_seconds,
-            "basis": schedule.cost.describe(),
-        }
+        options, packing, schedule = searcher.options, searcher.packing, searcher.schedule
+        schedule.epochs_done = {trial_id: len(searcher.ends.epochs.get(trial_id, [])) for trial_id in running}
+        per_slot = packing.ranks_per_trial / packing.trials_per_gpu if options.gpus else options.cpus_per_trial
+        schedule.num_slots = max(1.0, searcher.nodes.num_present / per_slot)
         try:
-            with replacing(searcher.options.out / PROGRESS_FILE) as temporary:
-                temporary.write_text(json.dumps(progress))
+            write_progress(schedule, options.out)
         except OSError as error:
             searcher.ends.stop_for_storage(error)
 
@@ -85,7 +99,7 @@ class Watch(tune.Callback):
         own_id = self.searcher.trial_ids.get(trial.trial_id)
         if own_id is not None:
             self.searcher.ends.note_crash(own_id)
-            self.searcher.say(f"crashed  {describe(self.searcher.schedule.configs[own_id])}; is tried again")
+            self.searcher.say(f"crashed  {self.searcher.ends.describe(own_id)}; is tried again")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray pickles callbacks, and nobody restores them."""

@@ -10,6 +10,7 @@ import pytest
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
+from sweeps.presets import PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `browser`
 NUM_EPOCHS = 4
@@ -25,13 +26,20 @@ PLACEMENTS: dict[str, tuple[int, ...]] = {"none": (), "c1": (1,), "c2": (2,), "c
 
 
 class Folder:
-    """A result folder under construction."""
+    """A result folder under construction; with `is_papers` its trials have the paper's schedule and data (and short curves)."""
 
     def __init__(
-        self, root: Path, *, dataset: str = "cifar100", teacher: str = "wrn_40_2", student: str = "wrn_16_2", epochs: int = NUM_EPOCHS
+        self,
+        root: Path,
+        *,
+        dataset: str = "cifar100",
+        teacher: str = "wrn_40_2",
+        student: str = "wrn_16_2",
+        epochs: int = NUM_EPOCHS,
+        is_papers: bool = False,
     ) -> None:
         self.store = ResultStore(root)
-        self.root = root
+        self.root, self.is_papers = root, is_papers
         self.dataset, self.teacher, self.student, self.epochs = dataset, teacher, student, epochs
         self.plan: list[PlanEntry] = []
 
@@ -41,8 +49,14 @@ class Folder:
         data = DataConfig(
             dataset=self.dataset, validation_fraction=validation, few_shot_ratio=float(str(fields.pop("few_shot_ratio", 1.0)))
         )
+        optim = OptimConfig(epochs=self.epochs)
+        if self.is_papers:
+            preset = PRESETS["imagenet" if self.dataset == "imagenet" else "paper"]
+            data = dataclasses.replace(data, image_size=preset.data.image_size, augmentation=preset.data.augmentation)
+            optim = preset.branch_optim if fields.get("backbone") else preset.optim
+            optim = dataclasses.replace(optim, learning_rate=SLOW_LEARNING_RATE) if network in SLOW_LEARNERS else optim
         objective = ObjectiveConfig(terms=terms, temperature=float(str(fields.pop("temperature", 3.0))))
-        return TrialConfig(network=network, data=data, optim=OptimConfig(epochs=self.epochs), objective=objective, **fields)  # type: ignore[arg-type]
+        return TrialConfig(network=network, data=data, optim=optim, objective=objective, **fields)  # type: ignore[arg-type]
 
     def record(self, config: TrialConfig, top1: float, status: str = "complete", error: str = "") -> TrialRecord:
         has_validation = config.data.validation_fraction > 0

@@ -1,10 +1,13 @@
 """`analysis/build.py` on real Parquet folders, whole and broken."""
 
 import html
+import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +44,19 @@ def test_table1_shows_mean_sample_std_and_n_and_the_trials_behind_them(folder: M
     assert "77.20 ± 0.10 (3)" in capsys.readouterr().out
 
 
+def test_a_folder_of_ablations_only_prints_its_studies(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(dataset="digits")
+    for label, top1 in (("task", 70.0), ("task+kl_q", 71.5)):
+        run.add(run.config(run.student, seed=0), "report", label, top1, study="loss-terms")
+    assert main([str(run.write())]) == 0
+    head, *_, last = capsys.readouterr().out.split("\n\n")
+    assert head == "**Effect of the loss terms**"
+    assert re.match(r"\d+ files in ", last)
+
+
 def test_published_rows_stand_beside_measured_ones_for_cifar100_only(folder: Make) -> None:
     for dataset in ("cifar100", "digits"):
-        run = folder(dataset, dataset=dataset)
+        run = folder(dataset, dataset=dataset, is_papers=True)
         run.pair()
         assert main([str(run.write())]) == 0
         assert ("HSAKD*, published (best-test)" in set(rows_of(run.root / "tables/table1.csv")["row"])) is (dataset == "cifar100")
@@ -235,6 +248,15 @@ def spoil_plan_configuration(run: Any) -> str:
     return "Learning curves: no complete trial has epochs with test accuracy."
 
 
+def spoil_epochs_of_a_compacted_trial(run: Any) -> str:
+    compact(run.root)
+    path = sorted((run.root / "epochs").iterdir())[0]
+    path.write_bytes(path.read_bytes()[:50])
+    part = next(run.root.glob(f"compacted/*/epochs/{path.stem[0]}.parquet"))
+    part.write_bytes(b"PAR1")
+    return f"run/epochs/{path.name} is not readable Parquet (cut or half-written); its curve is left out."
+
+
 def leave_nothing(run: Any) -> str:
     shutil.rmtree(run.root)
     run.root.mkdir()
@@ -244,6 +266,7 @@ def leave_nothing(run: Any) -> str:
 SPOILERS = (spoil_trial, spoil_row, spoil_version, spoil_configuration, spoil_accuracy, empty_accuracy, leave_a_link_to_nothing)
 SPOILERS += (add_a_foreign_file, spoil_epochs, swap_epochs, spoil_epochs_version, lose_epochs, spoil_plan, spoil_plan_version)
 SPOILERS += (spoil_plan_line, spoil_plan_configuration, forget_a_line, spoil_index, spoil_part, lose_part, leave_nothing)
+SPOILERS += (spoil_epochs_of_a_compacted_trial,)
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
@@ -276,6 +299,105 @@ def test_what_only_a_damaged_compacted_file_had_is_unreadable_and_not_waiting(fo
     (sentence,) = results.notes
     assert sentence.startswith(f"run/compacted/{path.name} is not readable; its trials are read from their small files; without one, so ")
     assert all(trial_id in sentence for trial_id in lost[:5])
+
+
+def test_of_a_damaged_compacted_index_what_has_no_small_file_is_unreadable_and_not_waiting(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair(unfinished=(("KD", 2),))
+    compact(run.write())
+    kept, *lost = sorted(path.stem for path in (run.root / "trials").iterdir())
+    for trial_id in lost:
+        (run.root / "trials" / f"{trial_id}.parquet").unlink()
+    (index,) = run.root.glob("compacted/*/index.parquet")
+    index.write_bytes(b"PAR1")
+    entries = load([run.root]).entries
+    assert set(entries.loc[entries["status"] == "unreadable", "trial_id"]) == set(lost)
+    assert set(entries.loc[entries["status"] == "complete", "trial_id"]) == {kept}
+    assert list(entries.loc[entries["status"] == "waiting", "method"]) == ["KD"]
+
+
+def test_epochs_that_a_compaction_has_are_in_the_curve_though_their_small_file_is_cut(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    compact(run.write())
+    for path in (run.root / "epochs").iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    results = load([run.root])
+    assert len(results.epochs(list(results.trials["trial_id"]), ["top1_test"])) == 4 * len(results.trials)
+    assert results.notes == []
+
+
+BAD_VALUES = (
+    ("objective", "terms", [["task", 1.0], ["kl_q", "x"]]),
+    ("objective", "temperature", "warm"),
+    ("objective", "branch_weights", ["a", 1.0, 1.0]),
+    ("data", "image_size", "x"),
+    ("data", "validation_fraction", "x"),
+    ("data", "few_shot_ratio", None),
+    ("data", "dataset", 7),
+    ("optim", "epochs", float("nan")),
+    ("", "num_rotations", "x"),
+    ("", "taps", ["c1"]),
+)
+
+
+def with_value(config_json: str, place: tuple[str, str, Any]) -> str:
+    config = json.loads(config_json)
+    section, name, value = place
+    (config[section] if section else config)[name] = value
+    return json.dumps(config)
+
+
+def test_a_configuration_of_other_types_is_a_sentence_that_names_its_file(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    run.studies(seeds=2)
+    run.write()
+    students = [path for path in sorted((run.root / "trials").iterdir()) if pq.read_table(path)["role"][0].as_py() == "student"]
+    spoiled = students[:: len(students) // len(BAD_VALUES)][: len(BAD_VALUES)]
+    for path, place in zip(spoiled, BAD_VALUES, strict=True):
+        set_column(path, "config_json", with_value(pq.read_table(path)["config_json"][0].as_py(), place))
+    assert main([str(run.root)]) == 0
+    said = capsys.readouterr().out
+    for path, place in zip(spoiled, BAD_VALUES, strict=True):
+        sentence = f"run/trials/{path.name} has a broken row (its configuration can't be read); its trial counts as missing."
+        assert sentence in said, place
+    entries = load([run.root]).entries
+    assert set(entries.loc[entries["status"] != "complete", "trial_id"]) - {path.stem for path in spoiled} == set(
+        entries.loc[entries["status"] == "pruned", "trial_id"]
+    )
+
+
+def test_a_plan_with_configurations_of_other_types_is_built(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.studies(seeds=1)
+    run.plan = [replace(entry, config_json=with_value(entry.config_json, BAD_VALUES[i % 10])) for i, entry in enumerate(run.plan)]
+    run.write()
+    shutil.rmtree(run.root / "trials")
+    assert main([str(run.root)]) == 0
+
+
+def test_a_selection_without_any_number_has_no_chart_and_nothing_of_the_build_before_stays(
+    folder: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder(dataset="digits")
+    run.studies(seeds=1)
+    assert main([str(run.write())]) == 0
+    out = run.root / "tables"
+    before = {path.name for path in out.iterdir()}
+    assert {"figure_loss_terms.png", "figure_temperature.svg"} < before
+    (out / "figure_of_mine.png").write_bytes(b"mine")
+    assert main([str(run.root), "--selection", "val"]) == 0
+    assert "- Figure loss-terms: no arm of the study has a number for the selection 'val' yet." in capsys.readouterr().out
+    after = {path.name for path in out.iterdir()}
+    assert "loss_terms.md" in after
+    assert not any(name.startswith(("figure_loss", "figure_aux", "figure_temp")) for name in after)
+    assert "figure_of_mine.png" in after
+    assert set(json.loads((out / "written.json").read_text())) == after - {"figure_of_mine.png", "written.json"}
+    (out / "written.json").write_text(json.dumps(["../plan.parquet", 7, "gone"]))
+    assert main([str(run.root)]) == 0
+    assert (run.root / "plan.parquet").exists()
+    assert {path.name for path in out.iterdir()} == before | {"figure_of_mine.png"}
 
 
 def test_a_study_with_one_trial_is_a_sentence_in_the_output_and_in_the_report(folder: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,12 @@ from analysis.aggregate import Results, load
 from analysis.artefact import NothingToShow, Options
 from analysis.figures import loss_terms as loss_terms_figure
 from analysis.inference import holm, summarize, welch
-from analysis.published import published
+from analysis.published import DATA_FIELDS, OPTIM_FIELDS, PROTOCOLS, SLOW_LEARNERS, SLOW_LEARNING_RATE, departures, published
 from analysis.table import Table
-from analysis.tables import aux_placement, equal_teacher, loss_terms, table1, transfer
-from hsakd.config import DataConfig, TrialConfig
+from analysis.tables import aux_placement, equal_teacher, imagenet, loss_terms, table1, transfer
+from hsakd.config import DataConfig, OptimConfig, TrialConfig
+from sweeps import presets
+from sweeps.transfer import PROBE_OPTIM
 
 Make = Callable[..., Any]
 ALL_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
@@ -37,13 +39,13 @@ def results_of(run: Any) -> Results:
 
 def probe(run: Any, method: str, seed: int, top1: float, source: TrialConfig) -> None:
     data = DataConfig(dataset="stl10", image_size=32, augmentation="resized_crop")
-    probed = TrialConfig(network=run.student, data=data, taps=(), seed=seed, backbone=source)
+    probed = TrialConfig(network=run.student, data=data, optim=PROBE_OPTIM, taps=(), seed=seed, backbone=source)
     run.add(probed, "report", method, top1, study="transfer")
 
 
 @pytest.mark.parametrize("dataset", ["cifar100", "cifar10"])
 def test_probes_stand_beside_table_3_where_their_students_were_trained_on_cifar100(folder: Make, dataset: str) -> None:
-    run = folder(dataset=dataset, teacher="vgg13_bn", student="mobilenetv2_half")
+    run = folder(dataset=dataset, teacher="vgg13_bn", student="mobilenetv2_half", is_papers=True)
     for seed in range(2):
         probe(run, "Student", seed, 60.0, run.config(run.student, taps=(), seed=seed))
     (table,) = transfer.build(results_of(run), Options())
@@ -81,7 +83,7 @@ def test_probes_of_students_of_another_teacher_or_other_data_are_refused(folder:
 
 @pytest.mark.parametrize("regime", ["joint", "frozen"])
 def test_the_papers_ablations_stand_beside_arms_of_a_joint_teacher_only(folder: Make, regime: str) -> None:
-    run = folder()
+    run = folder(is_papers=True)
     _, frozen, joint = run.teachers()
     teacher = joint if regime == "joint" else frozen
     for label in ("task", "task+kl_q", "task+kl_q+kl_p"):
@@ -104,9 +106,10 @@ def test_the_papers_ablations_stand_beside_arms_of_a_joint_teacher_only(folder: 
 
 def test_a_gain_says_its_pairs_and_over_a_row_without_teacher_each_seed_counts_once(folder: Make) -> None:
     run = folder(dataset="digits")
-    for seed in range(3):
-        run.add(run.config(run.student, seed=seed, taps=()), "report", "task", 70.0 + seed, study="loss-terms")
     for teacher_seed in range(2):
+        for seed in range(3):
+            config = run.config(run.student, seed=seed, taps=())
+            run.add(config, "report", "task", 70.0 + seed, study="loss-terms", teacher_seed=teacher_seed)
         teacher = replace(run.teachers()[2], seed=teacher_seed)
         for seed in range(3):
             for label, top1 in (("task+kl_q", 72.0), ("task+kl_q+kl_p", 73.0)):
@@ -114,6 +117,7 @@ def test_a_gain_says_its_pairs_and_over_a_row_without_teacher_each_seed_counts_o
                 value = None if (label, teacher_seed, seed) == ("task+kl_q+kl_p", 1, 2) else top1 + 2 * seed + teacher_seed
                 run.add(config, "report", label, value, study="loss-terms", teacher_seed=teacher_seed)
     (table,) = loss_terms.build(results_of(run), Options())
+    assert {row[0].text: row[1].n for row in table.rows if row[1].n} == {"task": 3, "task+kl_q": 6, "task+kl_q+kl_p": 5}
     gains = {row[0].text: row[2] for row in table.rows}
     # over the teachers' mean, kl_q's gains by seed are 2.5, 3.5 and 4.5; one of kl_p's six trials waits, so they are 3.5, 4.5 and 5
     assert gains["task+kl_q"].text == "+3.50 [+1.02, +5.98] (3)"
@@ -121,6 +125,10 @@ def test_a_gain_says_its_pairs_and_over_a_row_without_teacher_each_seed_counts_o
     assert (gains["task+kl_q"].low, gains["task+kl_q"].high) == pytest.approx((1.0158, 5.9842), abs=1e-4)
     assert gains["task+kl_q"].p == pytest.approx(0.0263, abs=1e-3)
     assert len(gains["task+kl_q+kl_p"].trial_ids) == 5 + 3
+    assert table.rows[0][1].text == "71.00 ± 1.00 (3)"  # of a row without a teacher, three trials that stand under both teachers' seeds
+    assert [note for note in table.notes if "not finished" in note] == [
+        "task+kl_q+kl_p, wrn_40_2 → wrn_16_2: 1 of 6 trials not finished yet."
+    ]
     assert any("beside a row without a teacher, the mean over teachers counts once per seed" in note for note in table.notes)
 
 
@@ -159,7 +167,7 @@ def test_means_over_pairs_are_tested_from_six_pairs_and_rows_without_a_common_se
     students = ["wrn_16_2", "wrn_40_1", "resnet20", "resnet8x4", "shufflenet_v1", "shufflenet_v2"]
     tables = []
     for num_pairs in (2, 6):
-        run = folder(f"{num_pairs}", dataset="cifar100")
+        run = folder(f"{num_pairs}", dataset="cifar100", is_papers=True)
         for i, run.student in enumerate(students[:num_pairs]):
             table = equal(run, HSAKD=(75.0 + i, 76.0), KD=(74.0, 73.0), CC=(70.0, 70.0 - i))
         tables.append({row[1].text: row for row in table.rows if row[0].text == f"mean of {num_pairs} pairs"})
@@ -220,7 +228,7 @@ def test_rows_whose_teachers_have_other_seeds_are_not_compared_and_that_is_said(
 
 
 def test_holms_family_are_the_rows_with_a_verdict_and_a_shared_student_counts_once(folder: Make) -> None:
-    run = folder(student="mobilenetv2_half", epochs=240)
+    run = folder(student="mobilenetv2_half", is_papers=True)
     for run.teacher in ("vgg13_bn", "resnet50"):
         backbone, _, _ = run.teachers()
         for seed in range(3):
@@ -235,9 +243,85 @@ def test_holms_family_are_the_rows_with_a_verdict_and_a_shared_student_counts_on
     tests = [welch(summarize(measured[kind]), published(table1.PUBLISHED, ("", pair, run.student))[kind]).p for pair, kind in kinds]
     assert [rows[place][7].p for place in kinds] == pytest.approx(holm(tests))
     assert rows["resnet50", "Student"][7].p == rows["vgg13_bn", "Student"][7].p
-    assert rows["resnet50", "SP"][6].p is not None
-    assert (rows["resnet50", "SP"][7].text, rows["resnet50", "SP"][8].text) == ("-", "none (not 240 epochs on all data)")
+    assert [cell.text for cell in rows["resnet50", "SP"][2:]] == [
+        "-",
+        "70.35 ± 0.10 (3)",
+        *"----",
+        "none (not the paper's schedule or data)",
+    ]
     assert any("over the 3 comparisons with a verdict" in note for note in table.notes)
+
+
+def test_the_papers_protocols_are_those_of_the_presets() -> None:
+    assert (SLOW_LEARNERS, SLOW_LEARNING_RATE) == (presets.SLOW_LEARNERS, presets.SLOW_LEARNING_RATE)
+    for preset, dataset, size in (("paper", "cifar100", 32), ("imagenet", "imagenet", 224)):
+        ours, theirs = PROTOCOLS[dataset], presets.PRESETS[preset]
+        assert replace(theirs.data, image_size=size) == ours.data
+        for name in OPTIM_FIELDS:
+            assert getattr(ours.optim, name) == getattr(theirs.optim, name)
+            assert getattr(ours.branches, name) == getattr(theirs.branch_optim, name)
+    assert PROTOCOLS["stl10"].optim == PROTOCOLS["tinyimagenet"].optim == PROBE_OPTIM
+
+
+CHANGES: dict[str, Any] = {"image_size": 16, "train_subset": 500, "few_shot_ratio": 0.5, "validation_fraction": 0.1}
+CHANGES |= {"epochs": 12, "batch_size": 512, "learning_rate": 0.1, "milestones": (1,), "weight_decay": 0.0, "warmup_epochs": 5}
+
+
+@pytest.mark.parametrize("name", [*DATA_FIELDS, *OPTIM_FIELDS])
+def test_a_trial_of_another_schedule_or_other_data_is_not_the_papers(folder: Make, name: str) -> None:
+    run = folder(is_papers=True)
+    backbone, frozen, _ = run.teachers()
+    student = run.config(run.student, terms=ALL_TERMS, teacher=frozen)
+
+    def changed(trial: TrialConfig) -> TrialConfig:
+        part = "data" if name in DATA_FIELDS else "optim"
+        return replace(trial, **{part: replace(getattr(trial, part), **{name: CHANGES[name]})})
+
+    assert departures(student.to_json()) == ()
+    (found,) = departures(changed(student).to_json())
+    assert found.startswith(f"{name} {CHANGES[name]}, not ")
+    other = replace(frozen, backbone=changed(backbone))
+    assert departures(replace(student, teacher=other).to_json()) == (f"teacher's {found}",)
+    assert bool(departures(changed(student).to_json(), varies_ratio=True)) is (name != "few_shot_ratio")
+
+
+def test_a_slow_learner_has_its_own_rate_and_imported_weights_no_schedule() -> None:
+    data = DataConfig(dataset="cifar100")
+    slow = TrialConfig(network="shufflenet_v1", data=data)
+    assert departures(slow.to_json()) == ("learning_rate 0.05, not 0.01",)
+    assert departures(replace(slow, optim=OptimConfig(learning_rate=0.01)).to_json()) == ()
+    imported = TrialConfig(network="wrn_40_2", data=data, optim=OptimConfig(epochs=0, milestones=()), imported_sha256="0" * 64)
+    assert departures(TrialConfig(network="wrn_16_2", data=data, teacher=imported).to_json()) == ()
+
+
+def test_table_1_has_no_published_numbers_and_no_verdicts_beside_small_images(folder: Make) -> None:
+    run = folder(is_papers=True)
+    backbone, _, _ = run.teachers()
+    small = DataConfig(dataset="cifar100", image_size=16)
+    for seed in range(3):
+        for method, teacher in (("Student", None), ("KD", replace(backbone, data=small))):
+            config = run.config(run.student, terms=KD if teacher else ALL_TERMS[:1], teacher=teacher, seed=seed, taps=())
+            run.add(replace(config, data=small), "report", method, 73.0 + 0.2 * seed)
+    (table,) = table1.build(results_of(run), Options())  # without a comparison
+    assert [row[0].text for row in table.rows] == ["Student", "KD"]
+    start = "wrn_40_2 → wrn_16_2: no published numbers beside"
+    assert [note for note in table.notes if "no published" in note] == [
+        f"{start} KD, not of the paper's schedule or data (image_size 16, not 32; teacher's image_size 16, not 32).",
+        f"{start} Student, not of the paper's schedule or data (image_size 16, not 32).",
+    ]
+
+
+@pytest.mark.parametrize("is_papers", [True, False])
+def test_imagenet_rows_of_both_papers_stand_beside_ours_of_the_papers_schedule(folder: Make, is_papers: bool) -> None:
+    run = folder(dataset="imagenet", teacher="resnet34_imagenet", student="resnet18_imagenet", is_papers=is_papers)
+    run.add(run.config(run.student, taps=()), "report", "Student", 70.0)
+    online = run.config(run.student, terms=(("task", 1.0), ("ce_q", 1.0)), peer=run.student)
+    run.add(online, "report", "HSSAKD (online)", 71.0, teacher=run.student)
+    (table,) = imagenet.build(results_of(run), Options())
+    found = {(row[0].text.partition(" ")[0], row[1].text): [cell.text for cell in row[2:]] for row in table.rows}
+    assert found[run.teacher, "Student"] == ["70.00 (1)", "no last", *(["69.75", "89.07"] if is_papers else "--")]
+    assert found[run.student, "HSSAKD (online)"] == ["71.00 (1)", "no last", "71.49" if is_papers else "-", "-"]
+    assert ((run.teacher, "SSKD") in found) is is_papers
 
 
 def test_every_cell_of_every_csv_has_a_key(folder: Make) -> None:

@@ -19,7 +19,9 @@ def detected(folder: Callable[..., Any]) -> Callable[[str], Path]:
     """A maker of folders whose plan has three detectors of two methods each, and one that diverged, on students of a data set."""
 
     def make(dataset: str) -> Path:
-        run = folder(name=dataset, dataset=dataset, teacher="resnet34_imagenet", student="resnet18_imagenet")
+        run = folder(
+            name=dataset, dataset=dataset, teacher="resnet34_imagenet", student="resnet18_imagenet", is_papers=dataset == "imagenet"
+        )
         for method, base in (("Student", 75.0), ("HSAKD", 77.5)):
             for seed in range(3):
                 source = run.config(run.student, taps=() if method == "Student" else None, seed=seed)

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from analysis.aggregate import load
 from analysis.artefact import Options
-from analysis.drawing import COLOURS, line_of, marker_of
-from analysis.figures import learning_curves, loss_terms, pareto, temperature
+from analysis.drawing import COLOURS, line_of, marker_of, spread
+from analysis.figures import aux_placement, learning_curves, loss_terms, pareto, temperature
 
 Make = Callable[..., Any]
 
@@ -33,6 +34,19 @@ def test_an_error_bar_is_drawn_where_there_is_a_std(folder: Make, seeds: int) ->
         assert len(segments) == (0 if seeds == 1 else 5), figure.__name__
 
 
+def test_each_panel_has_its_own_pairs_placements(folder: Make) -> None:
+    run = folder(dataset="digits")
+    arms = {"resnet20": ("none", "c1"), "wrn_16_2": ("none", "c2", "c1+c2")}
+    for run.student, labels in arms.items():
+        for label in labels:
+            taps = tuple(int(tap[1:]) for tap in label.split("+") if tap != "none")
+            config = run.config(run.student, terms=(("task", 1.0), ("kl_q", 1.0)), taps=taps, teacher=run.teachers()[2])
+            run.add(config, "report", label, 70.0, study="aux-placement")
+    (drawing,) = aux_placement.draw(load([run.write()]), Options())
+    found = {panel.get_title().split()[-1]: tuple(text.get_text() for text in panel.get_xticklabels()) for panel in drawing.figure.axes}
+    assert found == arms
+
+
 def test_learning_curves_leave_out_what_table_1_refuses_and_show_the_late_epochs(folder: Make) -> None:
     run = folder(dataset="digits")
     run.pair()
@@ -40,25 +54,54 @@ def test_learning_curves_leave_out_what_table_1_refuses_and_show_the_late_epochs
     run.add(run.config(run.student, seed=7, taps=()), "report", "Student", 90.0)
     results = load([run.write()])
     (drawing,) = learning_curves.draw(results, Options())
-    (legend,) = drawing.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["Teacher", "Teacher*", "KD", "HSAKD", "HSAKD*"]
+    (panel,) = drawing.figure.axes
+    assert [text.get_text() for text in panel.texts] == ["Teacher", "Teacher*", "KD", "HSAKD", "HSAKD*"]
     assert drawing.caption.endswith("Left out, as rows that may not be averaged: Student, wrn_40_2 → wrn_16_2.")
-    assert drawing.figure.axes[0].get_ylim()[0] == pytest.approx(75.2 * (1 - np.exp(-3)) - 1)
+    assert panel.get_ylim()[0] == pytest.approx((75.2 - (80.5 - 75.2) / 2) * (1 - np.exp(-4)))
     (forced,) = learning_curves.draw(results, Options(force=True))
-    assert "Student" in [text.get_text() for text in forced.figure.legends[0].get_texts()]
+    assert "Student" in [text.get_text() for text in forced.figure.axes[0].texts]
 
 
-def test_of_two_methods_at_one_point_the_second_is_a_ring_around_the_first(folder: Make) -> None:
+def test_learning_curves_name_each_line_at_its_end_and_have_bands_of_the_main_methods_only(folder: Make) -> None:
     run = folder(dataset="digits")
     run.pair()
+    backbone, _, joint = run.teachers()
     for seed in range(3):
         terms = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
-        run.add(run.config(run.student, terms=terms, teacher=run.teachers()[2], seed=seed), "report", "HSAKD-tuned", 78.6 + 0.1 * seed)
-    (drawing,) = pareto.draw(load([run.write()]), Options())
-    drawn = [dots for dots in drawing.figure.axes[0].collections if len(dots.get_offsets())]
-    places = [tuple(np.asarray(dots.get_offsets())[0]) for dots in drawn]
-    (twice,) = {place for place in places if places.count(place) == 2}
-    first, second = (dots for dots, place in zip(drawn, places, strict=True) if place == twice)
-    assert second.get_sizes()[0] > first.get_sizes()[0]
-    assert len(first.get_facecolor()) == 1
-    assert len(second.get_facecolor()) == 0
+        run.add(run.config(run.student, terms=terms, teacher=joint, seed=seed), "report", "HSAKD-tuned", 78.6 + 0.1 * seed)
+        for number, method in enumerate(("AT", "CC", "SP")):
+            kd = (("task", 0.1), ("kd", 0.9 + number))
+            run.add(run.config(run.student, terms=kd, teacher=backbone, seed=seed), "report", method, 75.0 + 0.01 * number)
+    (drawing,) = learning_curves.draw(load([run.write()]), Options())
+    (panel,) = drawing.figure.axes
+    names = ["Teacher", "Teacher*", "Student", "KD", "HSAKD", "HSAKD* = HSAKD-tuned", "AT", "CC", "SP"]
+    assert [line.get_label() for line in panel.lines] == [text.get_text() for text in panel.texts] == names
+    assert len(panel.collections) == 4
+    drawing.figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in panel.texts]  # without the lines that lead to them
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_labels_keep_the_order_and_the_middle_of_their_values() -> None:
+    assert spread([2.0, 1.0, 1.2, 9.0], 1.0) == pytest.approx([2.4, 0.4, 1.4, 9.0])
+    assert spread([], 1.0) == []
+
+
+def test_no_point_hides_another_and_pairs_of_one_student_stand_side_by_side(folder: Make) -> None:
+    run = folder(dataset="digits")
+    for run.teacher in ("wrn_40_2", "resnet56"):
+        run.pair()
+        for seed in range(3):
+            terms = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
+            run.add(run.config(run.student, terms=terms, teacher=run.teachers()[2], seed=seed), "report", "HSAKD-tuned", 78.6 + 0.1 * seed)
+    run.write()
+    (drawing,) = pareto.draw(load([run.root]), Options())
+    (panel,) = drawing.figure.axes
+    drawing.figure.draw_without_rendering()
+    drawn = [dots for dots in panel.collections if len(dots.get_offsets())]
+    places = [tuple(dots.get_offset_transform().transform(dots.get_offsets())[0] * 72 / drawing.figure.dpi) for dots in drawn]
+    assert len(places) == 2 * (2 + 5)
+    for (x, y), (other_x, other_y) in itertools.combinations(places, 2):
+        assert max(abs(x - other_x), abs(y - other_y)) > 6  # points, of which a marker takes 6
+    assert [text.get_text() for text in panel.texts] == ["1", "2"]
+    assert [label.get_text() for label in panel.get_xticklabels(minor=True)] == ["resnet56, wrn_16_2, wrn_40_2: 10.0"]

@@ -29,6 +29,17 @@ def test_paired_t_of_three_gains() -> None:
     assert found.p == pytest.approx(1 - t / math.sqrt(2 + t**2))
 
 
+def test_differences_that_are_equal_but_for_rounding_have_no_test() -> None:
+    left, right = (80.1, 80.2, 80.30000000000001), (78.9, 79.0, 79.1)
+    assert len({a - b for a, b in zip(left, right, strict=True)}) > 1
+    found = paired(left, right)
+    assert (found.low, found.high, found.p) == (found.value, found.value, None)
+    assert paired(left * 4, right * 4).method == "none: all differences are equal"
+    spread = summarize([0.1 + 0.2, 0.3, 0.3]).std
+    assert spread != 0
+    assert welch(Summary(mean=72.0, std=spread, n=3), Summary(mean=70.0, std=0.0, n=3)).p is None
+
+
 def test_the_bootstrap_interval_is_close_to_the_normal_one_with_many_pairs() -> None:
     gains = np.random.default_rng(1).normal(1.0, 1.0, 400)
     found = paired(gains.tolist(), [0.0] * 400)
@@ -44,6 +55,7 @@ def test_wilcoxon_of_six_gains_above_zero_is_two_of_sixty_four_sign_patterns_and
     assert wilcoxon([0.1, 0.5, 0.2, 0.9, 0.4, 0.3]) == pytest.approx(2 / 64)
     assert wilcoxon([0.1, 0.5, 0.2, 0.9, 0.4]) is None
     assert wilcoxon([0.0] * 6) is None
+    assert wilcoxon([0.1 + 0.2 - 0.3] * 6) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ METHOD = "HSSAKD (online)"
 
 
 def test_the_online_row_stands_beside_the_published_one_of_a_network_with_itself(folder: Callable[..., Any]) -> None:
-    run = folder(teacher="resnet56", student="resnet56")
+    run = folder(teacher="resnet56", student="resnet56", is_papers=True)
     for seed, top1 in enumerate((77.0, 78.0, 79.0)):
         config = run.config("resnet56", terms=ONLINE_OBJECTIVE.terms, peer="resnet56", seed=seed)
         run.add(config, "report", METHOD, top1, seed=seed)

@@ -26,7 +26,7 @@ STUDIES = ("loss_terms", "aux_placement", "temperature", "loss_weights")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, make_folder: Make) -> Path:
     """A folder with Table 1's pair, every study and a search, one text of it hostile; built once."""
-    run = make_folder(tmp_path_factory.mktemp("built") / "run")
+    run = make_folder(tmp_path_factory.mktemp("built") / "run", is_papers=True)
     run.pair()
     run.studies()
     run.add(run.config(run.student, seed=8, taps=()), "report", "Student", 1.0, status="failed", error="<script>alert('x')</script>")

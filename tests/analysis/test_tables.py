@@ -1,5 +1,6 @@
 """What tables refuse, mark and count: columns of unlike rows, confirmations, one setting for all pairs, costs, LaTeX."""
 
+import json
 import math
 import re
 import shutil
@@ -15,14 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.aggregate import PAIRS, load
-from analysis.artefact import Options
+from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.build import main
 from analysis.one_setting import one_setting
 from analysis.search import studies_of
 from analysis.table import Cell, Table
-from analysis.tables import cost, search_summary, table1
+from analysis.tables import cost, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
+from hsakd.config import OptimConfig
 from hsakd.network_table import network_table
+from hsakd.records import PruningRow, write_rows
 
 Make = Callable[..., Any]
 HAS_LATEX = bool(
@@ -112,7 +115,7 @@ def test_a_row_on_other_data_is_refused_in_the_column(folder: Make) -> None:
 
 
 def test_published_rows_say_their_selection_and_a_missing_selection_is_never_filled_in(folder: Make) -> None:
-    run = folder()
+    run = folder(is_papers=True)
     run.pair()
     assert main([str(run.write()), "--selection", "val"]) == 0
     assert cell(run.root / "tables/table1.csv", "KD")["text"] == "no val"
@@ -153,6 +156,36 @@ def test_a_setting_with_a_failed_seed_cannot_win_and_a_waiting_one_makes_it_a_le
     assert confirmed(run) == "the paper's setting: 79.00 (2), leads 1 of 3 so far"
 
 
+def set_column(path: Path, name: str, value: Any) -> None:
+    table = pq.read_table(path)
+    place = table.column_names.index(name)
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array([value], table.schema.field(place).type)), path)
+
+
+def age(path: Path) -> None:
+    """Make a trial's record one of an older version, whose configurations lacked fields that today's write at their default."""
+    config = json.loads(pq.read_table(path)["config_json"][0].as_py())
+    for part in filter(None, (config, config["teacher"], (config["teacher"] or {}).get("backbone"))):
+        del part["data"]["folder"], part["optim"]["batch_shards"], part["peer"], part["detection"]
+    set_column(path, "config_json", json.dumps(config))
+
+
+def test_trials_of_an_older_version_share_a_cell_a_gain_and_a_confirmation_with_newer_ones(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.pair()
+    run.studies()
+    confirm(run, 5.0, (80.0, 81.0), 1)
+    confirm(run, 7.0, (70.0, 71.0), 2)
+    run.write()
+    for path in sorted((run.root / "trials").iterdir())[::2]:
+        age(path)
+    assert main([str(run.root)]) == 0
+    texts = pd.concat(pd.read_csv(path) for path in (run.root / "tables").glob("*.csv"))["text"].astype(str)
+    assert not texts.str.contains("refused").any()
+    assert cell(run.root / "tables/loss_terms.csv", "task+kl_q", "gain")["text"] == "+1.00 [+1.00, +1.00] (3)"
+    assert str(cell(run.root / "tables/search_summary.csv", f"{run.teacher}-{run.student}", "Confirmed")["text"]).endswith("best of 4")
+
+
 def test_where_every_setting_has_a_failed_seed_the_papers_is_taken_as_the_sweep_takes_it(folder: Make) -> None:
     run = folder(dataset="digits")
     confirm(run, 3.0, (80.0, 80.0), 0, status="failed")
@@ -184,21 +217,53 @@ def test_the_cost_of_the_search_with_its_teacher_and_pruned_trials_is_the_same_i
     run.pair()
     run.studies()
     run.write()
-    for path in (run.root / "trials").iterdir():  # of two threads, so that hours and CPU-hours differ
-        table = pq.read_table(path)
-        place = table.column_names.index("num_threads")
-        pq.write_table(table.set_column(place, table.schema.field(place), pa.array([2], table.schema.field(place).type)), path)
+    for path in (run.root / "trials").iterdir():  # of three ranks of two threads, so that hours and CPU-hours differ
+        for name, value in (("num_threads", 2), ("num_ranks", 3)):
+            set_column(path, name, value)
     results = load([run.root])
     costs = {(row[0].text, row[1].text): row[4].mean for row in cost.build(results, Options())[0].rows}
     expected = sum(costs[place] or 0 for place in (("search", "search"), ("confirm", "confirm"), ("search", "teacher")))
     (summary,) = search_summary.build(results, Options())
     hours = summary.rows[0][-1]
-    assert hours.mean == pytest.approx(expected) == pytest.approx(len(hours.trial_ids) * 2 * 40 / 3600)
+    assert hours.mean == pytest.approx(expected) == pytest.approx(len(hours.trial_ids) * 2 * 3 * 40 / 3600)
     text = f"{expected:.3f} CPU-hours (trial hours x threads)"
     assert any(f"together, each trial once, {text}." in note for note in summary.notes)
     (note,) = (note for note in table1.build(results, Options())[0].notes if "HSAKD-tuned was chosen" in note)
     assert re.search(r"by \d+ search and confirmation trials \(\d+ complete, 1 pruned\); with their 1 teacher they took ", note)
     assert note.endswith(f"{text}.")
+
+
+def test_a_trial_on_several_gpus_counts_on_each(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.add(run.config(run.student, taps=()), "report", "Student", 70.0)
+    (path,) = (run.write() / "trials").iterdir()
+    for name, value in (("device", "cuda"), ("num_threads", 6), ("num_ranks", 8)):
+        set_column(path, name, value)
+    (table,) = cost.build(load([run.root]), Options())
+    assert table.rows[0][4].mean == pytest.approx(8 * 40 / 3600)
+    assert table.notes[0].startswith("Together 0.089 GPU-hours (trial hours x GPUs)")
+
+
+def test_a_pruning_report_is_a_table_where_there_is_one_and_a_sentence_where_it_is_cut(folder: Make) -> None:
+    run = folder(dataset="digits")
+    run.studies(seeds=1)
+    results = load([run.write()])
+    with pytest.raises(NotAsked):
+        pruning.build(results, Options())
+    best = str(results.rows(purpose="search")["trial_id"].iloc[0])
+    shared = {"study": "a-b", "num_trials": 12, "best_trial_id": best, "best_top1_val": 77.0, "seconds_saved": 1800.0, "epochs_saved": 10}
+    kept = PruningRow(pruner="as run", num_pruned=1, epochs_run=40, kills_best=False, top1_val_left=77.0, **shared)
+    killed = replace(kept, pruner="median", num_pruned=2, epochs_run=30, kills_best=True, top1_val_left=76.25)
+    write_rows(run.root / "pruning.parquet", [kept, killed], PruningRow)
+    (table,) = pruning.build(results, Options())
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["a-b", "as run", "12", "1", "10 (20%)", "0.500", "77.00", "-"],
+        ["a-b", "median", "12", "2", "10 (25%)", "0.500", "77.00", "0.75"],
+    ]
+    assert table.trial_ids == {best}
+    (run.root / "pruning.parquet").write_bytes(b"PAR1")
+    with pytest.raises(NothingToShow, match=r"run/pruning.parquet is not a readable Parquet file"):
+        pruning.build(results, Options())
 
 
 def test_the_bank_saved_what_live_predictions_would_have_run_and_shared_trials_are_named(folder: Make) -> None:
@@ -264,13 +329,13 @@ def test_only_a_study_that_the_plan_asked_for_is_called_missing(folder: Make, ca
     run.add(run.config(run.student, seed=5), "report", "temperature=3", None, study="temperature")
     assert main([str(run.write())]) == 0
     said = capsys.readouterr().out
-    assert "Figure temperature: the folder has no complete trial of the study." in said
+    assert "Figure temperature: no arm of the study has a number for the selection 'last' yet." in said
     assert "waiting" in (run.root / "tables/temperature.md").read_text()
     assert not re.search("loss-terms|transfer|ImageNet|Search:", said)
 
 
 def test_few_shot_stands_beside_table_5(folder: Make) -> None:
-    run = folder(teacher="resnet56", student="resnet20")
+    run = folder(teacher="resnet56", student="resnet20", is_papers=True)
     _, _, teacher = run.teachers()
     for seed in range(3):
         config = run.config(run.student, few_shot_ratio=0.25, teacher=teacher, seed=seed, terms=(("task", 1.0), ("kl_q", 1.0)))
@@ -362,3 +427,16 @@ def assert_is_latex(text: str, *, num_parts: int) -> list[list[str]]:
         assert not any("_" in line for line in body)
         bodies.append(part[part.index(r"\midrule") + 1 : end])
     return bodies
+
+
+def test_a_teacher_from_a_weights_file_is_named_with_the_rows_that_rest_on_it(folder: Make) -> None:
+    run = folder(dataset="digits")
+    backbone = replace(run.teachers()[0], optim=OptimConfig(epochs=0, milestones=()), imported_sha256="abcdef012345" + "0" * 52)
+    frozen = replace(run.teachers()[1], backbone=backbone)
+    run.add(run.config(run.student), "report", "Student", 70.0)
+    run.add(run.config(run.student, terms=(("task", 0.1), ("kd", 0.9)), teacher=backbone, taps=()), "report", "KD", 71.0)
+    run.add(run.config(run.student, teacher=frozen), "report", "HSAKD", 72.0)
+    table = table1.build(load([run.write()]), Options())[0]
+    assert [note for note in table.notes if "weights file" in note] == [
+        f"{run.teacher} is from a weights file (sha256 abcdef012345), not trained here, in: HSAKD, KD."
+    ]

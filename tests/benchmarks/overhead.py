@@ -59,7 +59,9 @@ def measure(num_trials: int, num_reports: int, *, reuses_workers: bool) -> dict[
         ends: list[tuple[float, int]] = []
         sizes: list[int] = []
 
-        def note(_: str) -> None:
+        def note(line: str) -> None:
+            if not line.startswith("complete "):
+                return
             ends.append((time.monotonic(), resident_bytes()))
             if len(ends) in (num_trials // 2, num_trials):
                 sizes.append(folder_bytes(Path(cluster.head_node.get_session_dir_path()), *out.glob(".tune-*")))

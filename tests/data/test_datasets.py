@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hsakd.config import DETECTION_DATASET, DataConfig
-from hsakd.data import DataMissing, check_dataset, load_dataset
+from hsakd.data import DATASETS, DataMissing, ViewSpace, check_dataset, load_dataset
 from hsakd.data.datasets import _read_raw
+from hsakd.dataset_table import DATASET_TABLE
 
+PUBLISHED = [name for name, facts in DATASET_TABLE.items() if facts.image_size is not None]
 FASHION = DataConfig(dataset="fashion_mnist")
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -24,6 +27,28 @@ def write_fashion(folder: Path) -> None:
         header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
         content = (np.arange(np.prod(shape)) % 10).astype(np.uint8).tobytes()
         (folder / f"{stem}.gz").write_bytes(gzip.compress(header + content))
+
+
+def test_every_data_set_has_a_reader_and_a_line_in_the_table() -> None:
+    assert set(DATASETS) == set(DATASET_TABLE)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_data_set_is_what_the_table_says_of_it(name: str) -> None:
+    facts = DATASET_TABLE[name]
+    try:
+        data = load_dataset(DataConfig(dataset=name))
+    except DataMissing as error:
+        pytest.skip(str(error))
+    assert (data.num_classes, len(data.classes), data.image_size) == (facts.num_classes, facts.num_classes, facts.image_size)
+    assert data.views == ViewSpace(facts.padding, facts.has_flip)
+    assert data.views.num_views == facts.num_views
+    assert len(data.train_images) == facts.num_train_images
+    for images, labels in ((data.train_images, data.train_labels), (data.test_images, data.test_labels)):
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        assert images.shape == (len(labels), len(data.mean), facts.image_size, facts.image_size)
+        assert labels.unique().tolist() == list(range(data.num_classes))
+    assert len(data.std) == len(data.mean)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "stl10", DETECTION_DATASET])

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, features
 from sklearn.datasets import load_digits
 
 from hsakd.config import DataConfig, TrialConfig
 from hsakd.data import DataMissing, load_dataset
+from hsakd.data.folder import decode_image
 from hsakd.data.views import ViewSpace
 from hsakd.image_folder import scan_image_folder
 from sweeps.cli import SweepOptions
@@ -56,6 +57,69 @@ def test_images_of_any_size_and_mode_become_squares_of_the_size_asked_for(tmp_pa
     assert data.train_images[2, :, 0, 0].tolist() == [20, 200, 30]
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".avif", ".jfif", ".jp2", ".mpo", ".tiff", ".webp", ".JPG"])
+def test_every_format_that_pil_reads_is_read(write_digits: Callable[..., Path], suffix: str) -> None:
+    if not features.check({".avif": "avif", ".jp2": "jpg_2000"}.get(suffix, "webp")):
+        pytest.skip(f"this PIL has no {suffix}")
+    root = write_digits(side=32)
+    for path in sorted(root.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(suffix))
+        path.unlink()
+    data = load_dataset(data_of(root), root)
+    assert (len(data.train_labels), len(data.test_labels)) == (18, 6)
+    assert data.train_images.float().std() > 50
+
+
+def test_an_image_that_pil_cant_read_is_refused_and_not_left_out(write_digits: Callable[..., Path]) -> None:
+    root = write_digits()
+    (root / "train" / "one" / "IMG_0001.HEIC").write_bytes(b"a photo")
+    with pytest.raises(ValueError, match=r"/train/one/IMG_0001.HEIC is an image that PIL can't read; accepted: formats that it can"):
+        data_of(root)
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", ".png"), ("I", ".tiff"), ("F", ".tiff")])
+def test_values_that_dont_fit_eight_bits_are_refused_and_not_cut(write_digits: Callable[..., Path], mode: str, suffix: str) -> None:
+    root = write_digits()
+    values = np.full((8, 8), 30_000, dtype={"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+    Image.fromarray(values).save(root / "val" / "two" / f"scan{suffix}")
+    sentence = rf"/val/two/scan{suffix} can't be decoded as an image \(more than 8 bits a channel, mode {mode}\); accepted: whole image"
+    with pytest.raises(ValueError, match=sentence):
+        data_of(root)
+
+
+ORIENTATIONS = {  # EXIF's code -> the sides of the photo that the stored image's first row and column are
+    **{1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left")},
+    **{5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom")},
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tiff", ".webp"])
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_a_photo_stands_upright_however_the_camera_was_held(tmp_path: Path, suffix: str, code: int) -> None:
+    upright = np.zeros((32, 32, 3), dtype=np.uint8)
+    upright[:16, :16], upright[:16, 16:] = 250, 120
+    row, column = ORIENTATIONS[code]
+    stored = upright if row in ("top", "bottom") else upright.swapaxes(0, 1)
+    stored = stored[::-1] if row in ("bottom", "right") else stored
+    stored = stored[:, ::-1] if column in ("bottom", "right") else stored
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = code
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"photo{suffix}", exif=exif, quality=95)
+    decoded = decode_image(tmp_path / f"photo{suffix}", 32).transpose(1, 2, 0)
+    assert np.abs(decoded.astype(int) - upright).max() < 30
+
+
+def test_a_photo_whose_exif_data_are_odd_is_still_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "Camera", 3
+    half = Image.fromarray(np.repeat(np.array([0, 250], dtype=np.uint8), 8)[:, None].repeat(16, axis=1))
+    half.save(tmp_path / "photo.jpg", exif=exif)
+    content = bytearray((tmp_path / "photo.jpg").read_bytes())
+    content[content.index(b"Exif") + 17] = 3  # its maker's name, said to be of numbers
+    (tmp_path / "photo.jpg").write_bytes(content)
+    assert decode_image(tmp_path / "photo.jpg", 16)[:, :8].min() > 200
+
+
 def test_the_trial_is_named_by_the_content_and_other_images_are_refused(write_digits: Callable[..., Path]) -> None:
     root, copy = write_digits(name="first"), write_digits(name="second")
     config = data_of(root)
@@ -96,7 +160,7 @@ def _broken_image(root: Path) -> None:
     [
         (_without_val, r"imagefolder: .*/val is not a folder; accepted: --data-dir with train/<class>/ and val/<class>/"),
         (_other_class, r"imagefolder: the class 'three' is in .*/val but not in .*/train; accepted: the same classes in both"),
-        (_empty_class, r"imagefolder: .*/val/one holds no image; accepted: files ending in .bmp"),
+        (_empty_class, r"imagefolder: .*/val/one holds no image; accepted: files of a format that PIL reads"),
         (_one_class, r"imagefolder: .*/train has 1 class folders; accepted: 2 or more"),
         (_broken_image, r"/train/two/03.png can't be decoded as an image"),
     ],

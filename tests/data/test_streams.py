@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from torchvision.transforms.functional import _compute_resized_output_size
 from torchvision.transforms.v2 import functional
 
 from hsakd.config import DataConfig, FolderConfig
 from hsakd.data import DataMissing, ResizedCrops, StreamedImages, load_dataset, open_dataset
+from hsakd.data.streams import middle_square, resized_size
 from hsakd.image_folder import scan_image_folder
 
 
@@ -52,6 +54,36 @@ def test_a_view_is_a_resized_crop_of_the_file_and_the_middle_is_what_is_evaluate
         assert torch.equal(row, functional.pil_to_tensor(functional.center_crop(resized, [16, 16])))
 
 
+def test_imagenet_is_evaluated_as_torchvision_does_whatever_the_images_size() -> None:
+    for width in range(16, 700):
+        for height in range(16, 700, 7):
+            expected_height, expected_width = _compute_resized_output_size((height, width), [256])
+            assert resized_size((width, height), 256) == (expected_width, expected_height), (width, height)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 800, 3), dtype=np.uint8)
+    for width, height in ((500, 375), (300, 237), (49, 80), (800, 251), (256, 256)):
+        image = Image.fromarray(noise[:height, :width])
+        expected = functional.center_crop(functional.resize(image, [256]), [224, 224])
+        assert np.array_equal(np.asarray(middle_square(image, 224)), np.asarray(expected)), (width, height)
+
+
+def test_own_photos_are_turned_upright_and_imagenets_are_not(rectangles: Path) -> None:
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6  # to be shown a quarter turn clockwise
+    names = sorted(path.relative_to(rectangles).as_posix() for path in (rectangles / "val").rglob("*.png"))
+    stored = [np.asarray(middle_square(Image.open(rectangles / name), 16)) for name in names]
+    for name in names:
+        Image.open(rectangles / name).save(rectangles / name, exif=sideways)
+    own = streamed(rectangles)
+    as_stored = replace(own.parts["test"], turns_upright=False)  # what `open_dataset` gives of ImageNet
+    imagenet = StreamedImages(
+        train=as_stored, val=as_stored, test=as_stored, image_size=16, classes=own.classes, fingerprint="", num_workers=0
+    )
+    for data, turns in ((own, -1), (imagenet, 0)):
+        images = torch.cat([images for images, _ in data.evaluation_batches("test")]).permute(0, 2, 3, 1).numpy()
+        for image, (name, _) in zip(images, scan_image_folder(rectangles).val, strict=True):
+            assert np.abs(image.astype(int) - np.rot90(stored[names.index(name)], turns)).max() <= 1, name
+
+
 def test_workers_and_ranks_read_the_same_pixels_and_every_image_is_evaluated_once(rectangles: Path) -> None:
     alone, helped = streamed(rectangles), streamed(rectangles, num_workers=2)
     generator = torch.Generator().manual_seed(3)
@@ -74,6 +106,22 @@ def test_held_out_images_are_seen_as_for_evaluation_and_a_stream_is_named_by_its
     assert whole.fingerprint != split.fingerprint
     images = torch.cat([images for images, _ in split.evaluation_batches("val")])
     assert (images.shape, images.dtype) == ((6, 3, 16, 16), torch.uint8)
+
+
+def test_one_process_of_a_trial_digests_own_images_and_the_others_list_them(rectangles: Path) -> None:
+    leader = streamed(rectangles)
+    found = scan_image_folder(rectangles)
+    folder = FolderConfig(sha256=found.sha256, num_classes=3, num_train_images=len(found.train), padding=0, has_flip=True)
+    config = DataConfig(dataset="imagefolder", image_size=16, augmentation="imagenet", folder=folder)
+    path = rectangles / found.train[0][0]
+    Image.open(path).rotate(180).save(path)
+    scan_image_folder.cache_clear()
+    other = open_dataset(config, rectangles, is_digested_elsewhere=True)
+    assert isinstance(other, StreamedImages)
+    assert other.fingerprint == leader.fingerprint
+    assert scan_image_folder.cache_info().misses == 0
+    with pytest.raises(ValueError, match="are not those that this trial was planned with"):
+        open_dataset(config, rectangles)
 
 
 def test_a_crop_of_an_image_too_long_for_any_attempt_is_its_middle_in_an_accepted_ratio() -> None:

@@ -12,12 +12,12 @@ from small_voc import DETECTOR, STUDENT
 
 from hsakd.config import DETECTOR_BACKBONES, DataConfig, NumericsConfig, TrialConfig
 from hsakd.data.voc import read_voc
-from hsakd.export import deployed_network
 from hsakd.models import create_network
 from hsakd.models.checkpoints import read_metadata, weights_sha256
 from hsakd.models.detector import build_detector
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from hsakd.training.average_precision import mean_average_precision
+from hsakd.training.deployed import deployed_network
 from hsakd.training.detection import LOSSES, find_objects
 from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, run_trial
 

@@ -222,6 +222,24 @@ def test_a_full_disk_stops_the_sweep_tidily_and_it_goes_on_when_there_is_room(tm
         subprocess.run(["umount", str(out)], check=False, capture_output=True)
 
 
+@pytest.mark.parametrize("methods", [("Student",), ("Student", "HSAKD-tuned")])  # a search's journal is written before the plan
+def test_a_disk_that_is_full_from_the_start_is_one_sentence_and_status_130(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(out)], capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can't be mounted here")
+    try:
+        (out / "trials").mkdir()
+        (out / "other").write_bytes(bytes(16 * 1024))
+        driver = start(out, "--methods", *methods)
+        output, errors = driver.communicate(timeout=100)
+        assert (driver.returncode, errors) == (130, "")
+        assert "--out can't be written (No space left on device): nothing was started; make room" in output
+        assert "go on with: python" in output
+    finally:
+        subprocess.run(["umount", str(out)], check=False, capture_output=True)
+
+
 @pytest.mark.slow
 def test_an_interrupt_of_the_whole_group_stops_tidily_and_leaves_nothing_behind(tmp_path: Path) -> None:
     out, temporary = tmp_path / "out", Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))

@@ -26,7 +26,6 @@ CONTEXT = TermContext(
     train_labels=torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0]),
     seed=3,
 )
-TERMS = sorted({name for config in COMPARATORS.values() for name, _ in config.terms} - {"task", "kd"})
 
 
 def make_step(context: TermContext = CONTEXT, *, num_rotations: int = 1) -> Step:
@@ -384,26 +383,6 @@ def test_sskds_teacher_learns_which_image_a_rotated_one_comes_from() -> None:
     module.pretrain(step).backward()
     assert all(parameter.grad is not None for parameter in module.project_teacher.parameters())
     assert all(parameter.grad is None for parameter in module.project_student.parameters())
-
-
-@pytest.mark.parametrize("name", TERMS)
-def test_term_is_finite_and_reaches_the_student_and_its_own_parameters(name: str) -> None:
-    term = LOSS_TERMS[name]
-    step = make_step(num_rotations=4 if term.is_rotated else 1)
-    if term.compute is not None:
-        value, parameters = term.compute(step), []
-    else:
-        module = module_of(name)
-        is_before = term.pretraining is not None and term.pretraining.is_all
-        value = module.pretrain(step) if is_before else module(step)
-        parameters = [p for path, p in module.named_parameters() if not path.startswith("project_teacher")]
-    assert value.shape == ()
-    value.backward()
-    leaves = [step.student_logits, step.student_embedding, *step.student_maps]
-    gradients = [leaf.grad for leaf in leaves if leaf is not None and leaf.grad is not None]
-    assert gradients
-    assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in gradients)
-    assert all(parameter.grad is not None for parameter in parameters)
 
 
 @pytest.mark.parametrize("sizes", [(16, 8), (8, 16), (4, 16), (8, 8), (8, 6)])

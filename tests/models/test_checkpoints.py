@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hsakd.models import create_network, network_names
 from hsakd.models.authors import authors_keys
@@ -180,6 +181,18 @@ def test_the_stride_trap_is_closed_for_our_own_state_dicts_and_for_crds_keys(tmp
     for source in (strided.state_dict(), tmp_path / "own.pt", crd):
         assert load_weights(same, source).is_backbone_only
     assert load_weights(network, authors_state(network)).format == "plain"  # only the authors have branches under these names
+
+
+def test_our_tensors_without_the_networks_name_must_state_that_they_are_ours(tmp_path: Path) -> None:
+    strided = create_network("mobilenetv2_half_s2", num_classes=5, taps=())
+    save_weights(strided, tmp_path / "own.safetensors", layout="ours")
+    torch.save({"net": dict(strided.state_dict())}, tmp_path / "own.pt")
+    for source in (load_file(tmp_path / "own.safetensors"), dict(strided.state_dict()), tmp_path / "own.pt"):
+        for name in ("mobilenetv2_half", "mobilenetv2_half_s2"):
+            network = create_network(name, num_classes=5)
+            with pytest.raises(ValueError, match="the stem's stride can't be told from these weights"):
+                load_weights(network, source)
+            assert load_weights(network, source, origin="ours").is_backbone_only
 
 
 def test_an_unknown_origin_lists_the_known_ones() -> None:

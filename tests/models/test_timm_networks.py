@@ -17,7 +17,7 @@ from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import SweepOptions
 from sweeps.cost import cost_of
 from sweeps.networks import network_facts
-from sweeps.worklist import HSAKD_TERMS, TEACHER_TERMS, known_work
+from sweeps.worklist import PAPER_SETTING, TEACHER_TERMS, known_work
 
 pytest.importorskip("timm")
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_a_real_pair_of_timm_models_is_trained_for_an_epoch_on_digits(tmp_path: 
     optim = OptimConfig(epochs=1, milestones=(), learning_rate=0.02)
     data = DataConfig(dataset="digits", image_size=32, train_subset=256)
     teacher = TrialConfig(network="timm/resnet10t", data=data, optim=optim, objective=ObjectiveConfig(terms=TEACHER_TERMS))
-    student = replace(teacher, network="timm/mobilenetv3_small_050", objective=ObjectiveConfig(terms=HSAKD_TERMS), teacher=teacher)
+    student = replace(teacher, network="timm/mobilenetv3_small_050", objective=PAPER_SETTING.objective, teacher=teacher)
     store = ResultStore(tmp_path)
     for config in (teacher, student):
         record = run_trial(config, RunContext(store=store))

@@ -93,6 +93,15 @@ def test_help_and_plans_import_neither_torch_nor_ray() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_a_new_preset_is_accepted_by_the_parser(tmp_path: Path) -> None:
+    code = (
+        "from sweeps.presets import PRESETS; PRESETS['mine'] = PRESETS['digits']; from sweeps.cli import SweepOptions, parse; "
+        f"print(parse(SweepOptions, ['--preset', 'mine', '--out', {str(tmp_path / 'out')!r}]).preset)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.stdout == "mine\n", result.stderr
+
+
 def test_a_dry_run_says_hours_makespan_disk_and_their_basis(tmp_path: Path) -> None:
     plan = ("--preset", "paper", "--gpus", "16", "--out", str(tmp_path / "out"), "--dry-run", "--predictions", "bank")
     result = command("run_pairs.py", *plan)
@@ -100,7 +109,7 @@ def test_a_dry_run_says_hours_makespan_disk_and_their_basis(tmp_path: Path) -> N
     assert "GPU-hours" in result.stdout
     assert "h on 16 GPUs (basis: an assumed" in result.stdout
     assert "GB of weights" in result.stdout
-    assert "disk of --bank-dir: at most" in result.stdout
+    assert "the budget is half of the disk that is free there" in result.stdout
 
 
 @pytest.mark.parametrize("name", ["run_pairs.py", "check_study.py", "pruning_report.py"])
@@ -139,7 +148,7 @@ def test_a_watch_ends_quietly_with_an_interrupt(tmp_path: Path) -> None:
     assert watch.stdout is not None
     seen = 0
     while seen < 2:
-        seen += watch.stdout.readline().startswith("all lines")
+        seen += watch.stdout.readline().startswith("all trials")
     watch.send_signal(signal.SIGINT)
     _, errors = watch.communicate(timeout=60)
     assert (watch.returncode, errors) == (1, "")

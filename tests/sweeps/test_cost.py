@@ -11,10 +11,12 @@ from hsakd.dataset_table import DATASET_TABLE
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
 from sweeps.cost import ASSUMED_RATES, CostModel, cost_of
-from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, read_searched, unique_trials
+from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, read_searched, unique_trials, weights_bytes_of
+from sweeps.networks import network_facts
 from sweeps.packing import Packing, parse_fractions
+from sweeps.run_pairs import print_plan
 from sweeps.schedule import Schedule
-from sweeps.worklist import Pair, TrialFactory, known_work
+from sweeps.worklist import Pair, TrialFactory, known_work, num_train_images
 
 
 def paper(**changes: object) -> SweepOptions:
@@ -34,7 +36,7 @@ def test_prices_are_assumed_until_something_was_measured() -> None:
     assert model.num_measured == 0
     model.observe_record(record(config, 100.0))
     assert model.seconds(config) == pytest.approx(100.0)
-    assert "measured on 1 trials" in model.describe()
+    assert model.describe().endswith("measured on 1 trial")
 
 
 def test_a_networks_own_throughput_counts_more_than_others() -> None:
@@ -119,6 +121,62 @@ def test_a_full_bank_of_cifar100_has_the_known_size() -> None:
     folder = FolderConfig(sha256="0" * 64, num_classes=100, num_train_images=50_000, padding=4, has_flip=True)
     own = DataConfig(dataset="imagefolder", image_size=32, folder=folder)
     assert list(bank_needs([replace(student, data=own)]).values()) == [FULL_BANK]
+    assert bank_needs([replace(student, data=replace(own, augmentation="imagenet"))]) == {}  # too many crops to be kept
+
+
+def test_a_student_of_streamed_images_asks_its_teacher_at_each_step() -> None:
+    costs = []
+    for predictions in ("live", "bank"):
+        factory = TrialFactory(SweepOptions(out=Path("absent"), preset="imagenet", predictions=predictions))  # type: ignore[arg-type]
+        pair = Pair(teacher="resnet34_imagenet", student="resnet18_imagenet")
+        costs.append(cost_of(factory.hsakd(pair, 0, factory.joint_teacher(pair.teacher, 0))))
+    assert costs[0] == costs[1]
+
+
+def test_both_networks_of_online_distillation_take_disk(tmp_path: Path) -> None:
+    methods = ("HSSAKD (online)",)
+    options = SweepOptions(out=tmp_path, preset="digits", pairs=("resnet14-resnet8_half",), methods=methods, seeds=1)
+    trials = unique_trials(known_work(options))
+    result = forecast(options, trials, (), CostModel("cpu"), Packing(), 1)
+    factory = TrialFactory(options)
+    both = sum(weights_bytes_of(factory.joint_teacher(network, 0)) for network in ("resnet14", "resnet8_half"))
+    assert (result.weights_bytes, result.resume_bytes) == (both, 2 * both)
+
+
+@pytest.mark.parametrize("changes", [{"ranks_per_trial": 4}, {"trials_per_gpu": 2}])
+def test_the_hours_of_a_trial_are_those_that_the_makespan_is_made_of(
+    changes: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = SweepOptions(out=tmp_path, preset="imagenet", methods=("Student",), gpus=4, **changes)  # type: ignore[arg-type]
+    print_plan(options, known_work(options))
+    words = capsys.readouterr().out.split()
+    hours, makespan_hours = float(words[words.index("to") - 1]), float(words[words.index("h") - 1])
+    assert hours == pytest.approx(makespan_hours, rel=1e-2)
+
+
+def test_a_dry_run_says_which_banks_the_budget_has_room_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(budget: float | None) -> str:
+        options = SweepOptions(
+            out=tmp_path,
+            preset="digits",
+            pairs=("resnet14-resnet8_half",),
+            methods=("KD", "HSAKD*"),
+            predictions="bank",
+            bank_budget=budget,
+        )
+        print_plan(options, known_work(options))
+        return capsys.readouterr().out.rpartition("; ")[2].strip()
+
+    assert said(None) == "the budget is half of the disk that is free there (--bank-budget)"
+    assert said(1e-6) == "the budget is 1e-06 GB, but a bank takes up to 0.01366 GB: teachers whose bank is larger are asked live"
+    assert said(0.0138) == "the budget is 0.0138 GB: a bank gives way to others once no trial has it open"
+    assert said(0.014) == "the budget is 0.014 GB"
+
+
+def test_a_dry_run_says_where_no_bank_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = SweepOptions(out=tmp_path, preset="imagenet", methods=("HSAKD*",), predictions="bank", bank_budget=1.0)
+    print_plan(options, known_work(options))
+    assert "disk of --bank-dir: none, as crops of images that stay in their files are too many" in capsys.readouterr().out
 
 
 def test_what_is_done_is_neither_priced_nor_counted(tmp_path: Path) -> None:
@@ -177,3 +235,12 @@ def test_shares_of_a_gpu_are_by_network_and_grow_when_memory_runs_out() -> None:
     for text in ("resnet20", "resnet20=0", "resnet20=1.5", "nothing=0.5", "resnet20=a"):
         with pytest.raises(ValueError, match="--gpu-fraction"):
             parse_fractions([text])
+
+
+def test_a_frozen_backbone_costs_its_forward_pass_only() -> None:
+    factory = TrialFactory(paper())
+    frozen, joint, facts = factory.frozen_teacher("wrn_40_2", 0), factory.joint_teacher("wrn_40_2", 0), network_facts("wrn_40_2")
+    rows = num_train_images(joint) * 4
+    branches = sum(facts.branch_multi_adds)
+    assert cost_of(joint) == pytest.approx(rows * joint.optim.epochs * 3 * (facts.multi_adds + branches))
+    assert cost_of(frozen) == pytest.approx(rows * frozen.optim.epochs * (facts.multi_adds + 3 * branches))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,8 +22,9 @@ from sweeps.attempts import note_error, read_errors
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.engine.cluster import LONGEST_ROOT, temporary_folder
-from sweeps.engine.nodes import Nodes, check_gpus
+from sweeps.engine.nodes import Nodes, check_gpus, num_slots
 from sweeps.engine.options import EngineOptions, Unfit
+from sweeps.engine.run import run_schedule
 from sweeps.engine.searcher import ScheduleSearcher, Searcher, resources_of
 from sweeps.engine.worker import EPOCH_JSON, run_unit
 from sweeps.fitness import TOKEN_FILE, Expected, node_problem, present_versions
@@ -58,9 +61,22 @@ def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> N
     cores = len(os.sched_getaffinity(0))
     options = EngineOptions(out=tmp_path, gpus=2, packing=Packing(trials_per_gpu=cores), threads=3)
     check_gpus(options, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
-    assert said == [f"{2 * cores} trials of 3 CPU threads share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
+    assert said == [f"{2 * cores} trials of 3 CPUs each share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
     check_gpus(replace(options, address="auto"), Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
     assert len(said) == 1
+    loading = EngineOptions(out=tmp_path, gpus=2, context={"loader_workers": cores})
+    check_gpus(loading, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
+    assert said[1:] == [f"2 trials of {1 + cores} CPUs each share {cores} CPU cores; fewer --loader-workers may be faster"]
+
+
+def test_processes_that_decode_images_count_as_cpus_of_each_rank(tmp_path: Path) -> None:
+    searcher = searcher_of(tmp_path, gpus=0, present=6, packing=Packing(ranks_per_trial=2), context={"loader_workers": 1})
+    assert num_slots(searcher.options, searcher.nodes) == 1
+    unit = searcher.suggest("a")
+    assert unit["resources"] == {"CPU": 4}
+    assert searcher.suggest("b") is None
+    searcher.nodes.fit["late"] = {"CPU": 2.0}
+    assert searcher.suggest("b") is not None
 
 
 def test_a_trial_may_wait_for_a_node_whose_check_is_under_way(tmp_path: Path) -> None:
@@ -214,6 +230,27 @@ def test_trials_that_ran_when_a_machines_memory_ended_are_tried_again_one_at_a_t
     assert fresh().packing.host_alone == set(ran)  # the next command's
 
 
+def test_why_a_bank_is_not_used_is_said_once_and_as_soon_as_it_is_known(tmp_path: Path) -> None:
+    said: list[str] = []
+    searcher = searcher_of(tmp_path, present=2)
+    searcher.ends.say = said.append
+    own_ids = []
+    for name in "ab":
+        assert searcher.suggest(name) is not None
+        own_ids.append(searcher.trial_ids[name])
+        epoch = EpochMetrics(
+            trial_id=own_ids[-1], epoch=0, learning_rate=0.1, loss=1.0, loss_terms={"task": 1.0}, predictions_fallback="no room"
+        )
+        searcher.on_epoch(name, {EPOCH_JSON: json.dumps(asdict(epoch))})
+    assert said == ["teachers are asked live: no room"]
+    config, store = searcher.schedule.configs[own_ids[0]], searcher.schedule.store
+    write_complete(store, config)
+    full = TrialRecord.of(config, status="complete", predictions_fallback="bank filling stopped: No space left on device")
+    store.write_trial(full, [])
+    searcher.on_trial_complete("a", {"outcome": "complete"})
+    assert said[-1] == "teachers are asked live: bank filling stopped: No space left on device"
+
+
 def test_attempts_that_died_without_a_word_count_as_those_that_left_one(tmp_path: Path) -> None:
     searcher = searcher_of(tmp_path)
     assert searcher.suggest("a") is not None
@@ -319,3 +356,36 @@ def test_a_containers_share_of_the_cores_bounds_the_trials(
     monkeypatch.setattr(packing, "CPU_QUOTA", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(quota)
     assert packing.num_cores() == (len(os.sched_getaffinity(0)) if cores is None else cores)
+
+
+def test_news_say_what_a_trial_is_for_and_of_a_search_never_the_test_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    searcher = searcher_of(tmp_path, methods=("Student", "HSAKD-tuned"), seeds=1, present=2)
+    store, said, number = searcher.schedule.store, list[str](), 0
+    while isinstance(searcher.suggest(f"t{number}"), dict):
+        config = searcher.schedule.configs[searcher.trial_ids[f"t{number}"]]
+        write_complete(store, config)
+        accuracies = {"top1_last": 99.0, "top1_val": 40.0} if config.data.validation_fraction else {"top1_last": 50.0}
+        store.write_trial(TrialRecord.of(config, status="complete", **accuracies), [])
+        searcher.on_trial_complete(f"t{number}", {"outcome": "complete"})
+        said += capsys.readouterr().out.splitlines()
+        number += 1
+    news = {re.split(r" {2,}", line.removeprefix("complete "), maxsplit=4)[1]: line for line in said}
+    assert not [line for line in said if "99.00" in line]
+    assert {"Teacher*", "search teacher", "search 0", "search 1", "Student", "HSAKD*"} <= set(news)
+    assert news["search teacher"].endswith("  resnet14               seed 0  40.00 % validation top-1")
+    assert news["Student"].endswith("  resnet14-resnet8_half  seed 0  50.00 % test top-1, last epoch")
+    assert news["search 0"].endswith("  40.00 % validation top-1  temperature 3, kl_q 1, kl_p 1, placement 1+2+3")
+
+
+def test_a_disk_that_is_full_before_the_first_trial_is_a_sentence(tmp_path: Path) -> None:
+    searcher, said = searcher_of(tmp_path, gpus=0), list[str]()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # what is written fails, as on a full disk
+    try:
+        run_schedule(searcher.schedule, searcher.options, said.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(said) == 1
+    assert re.fullmatch(r"--out can't be written \(File too large\): nothing was started; make room, then go on", said[0])
+    assert searcher.schedule.is_stopping
+    assert list(tmp_path.iterdir()) == []

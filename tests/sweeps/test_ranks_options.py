@@ -1,5 +1,6 @@
 """Options of trials on several devices and of images that stay in their files: what they plan, how mistakes are answered."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from sweeps.cli import SweepOptions
 from sweeps.cost import cost_of
 from sweeps.packing import Packing
+from sweeps.run_pairs import GPU_LOADER_WORKERS, loader_workers
 from sweeps.worklist import TrialFactory, known_work, pairs_of
 
 
@@ -59,6 +61,10 @@ def test_ranks_take_whole_gpus_and_fewer_trials_run_at_once() -> None:
         ({"ranks_per_trial": 0}, "--ranks-per-trial is 0; accepted: 1 or more"),
         ({"augmentation": "imagenet"}, "--augmentation is imagenet; accepted: nothing but with --dataset imagefolder"),
         ({"loader_workers": -1}, "--loader-workers is -1; accepted: 0 or more"),
+        (
+            {"preset": "imagenet", "methods": ("KD", "DKD", "SP")},
+            "--methods is SP; accepted: it with --batch-shards 1, not 8, as it compares or remembers the images of whole batches",
+        ),
         ({"train_images": 0}, "--train-images is 0; accepted: 1 or more"),
     ],
 )
@@ -66,6 +72,14 @@ def test_what_does_not_fit_is_answered_in_one_sentence(changes: dict[str, object
     with pytest.raises(ValueError, match="accepted") as caught:
         SweepOptions(out=tmp_path / "out", **changes)  # type: ignore[arg-type]
     assert str(caught.value).startswith(sentence)
+
+
+def test_images_in_memory_have_no_processes_that_decode_them(tmp_path: Path) -> None:
+    streamed, stored = (SweepOptions(out=tmp_path, preset=preset, gpus=8) for preset in ("imagenet", "paper"))
+    counts = [loader_workers(options, [config for _, config in known_work(options)]) for options in (streamed, stored)]
+    assert counts == [GPU_LOADER_WORKERS, 0]
+    on_cpu, none = replace(streamed, gpus=0), replace(streamed, loader_workers=0)
+    assert [loader_workers(options, [config for _, config in known_work(options)]) for options in (on_cpu, none)] == [0, 0]
 
 
 def test_a_part_of_the_training_images_and_another_batch_are_other_trials(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from hsakd.records import ResultStore
 from sweeps.cli import SweepOptions, parse
+from sweeps.status import read_progress
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -125,7 +126,7 @@ def test_a_slurm_job_that_is_signalled_checkpoints_and_is_requeued(tmp_path: Pat
     line = [str(RECIPES / "slurm.sh"), *SMALL, "--gpus", "0", "--out", str(out)]
     job = subprocess.Popen(line, env=values, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     limit = time.monotonic() + 300
-    while not (out / "progress.json").exists():
+    while (progress := read_progress(ResultStore(out))) is None or not progress.running:
         assert time.monotonic() < limit
         assert job.poll() is None, job.communicate()
         time.sleep(0.2)

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_a_second_driver_is_refused(command) -> None:
     process.stdout.readline()
     status, _, errors = command.run(*SMALL)
     assert status == 2
-    assert "another driver is at work" in errors
+    assert f"another driver (process {process.pid} on {socket.gethostname()}) is at work" in errors
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
@@ -61,6 +62,14 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(tmp_path: Path) -> None
     ended = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=200)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_data_set_is_fetched_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing answers
+    (tmp_path / "trial.json").write_text(replace(BASELINE, data=DataConfig(dataset="cifar100")).to_json())
+    result = command(tmp_path / "trial.json", "--out", tmp_path / "out", "--data-dir", tmp_path / "data", "--download")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+    assert f"cifar100: it can't be fetched into {tmp_path / 'data'}" in result.stderr
 
 
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:

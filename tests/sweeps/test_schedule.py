@@ -12,7 +12,8 @@ from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions
 from sweeps.run_pairs import conclude
 from sweeps.schedule import Schedule
-from sweeps.search import placements, repair_journal
+from sweeps.search import repair_journal
+from sweeps.space import placements
 from sweeps.worklist import PAPER_SETTING, known_work
 
 

@@ -1,5 +1,6 @@
 """Teachers of another sweep: taken over once their digest was checked, and never trained again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ from hsakd.config import TrialConfig
 from hsakd.records import ResultStore, TrialRecord, checked_name
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import SweepOptions, parse_time
+from sweeps.forecast import read_shared, unique_trials
+from sweeps.run_pairs import print_plan
 from sweeps.schedule import Schedule
 from sweeps.sharing import TeacherSource
 from sweeps.status import printable, read_progress
-from sweeps.worklist import TrialFactory
+from sweeps.worklist import TrialFactory, known_work
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,16 @@ def test_a_finished_teacher_is_linked_with_its_record(source, tmp_path: Path) ->
     assert record == store.read_trial(config.trial_id) == own.finished(config.trial_id)
     assert own.weights_path(config.trial_id).samefile(store.weights_path(config.trial_id))
     assert own.read_epochs(config.trial_id) == store.read_epochs(config.trial_id)
+
+
+def test_a_dry_run_counts_what_would_be_taken_over(source, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, config = source
+    options = SweepOptions(out=tmp_path / "out", preset="digits", epochs=1, teachers_from=store.root)
+    options = replace(options, pairs=("resnet8_half-resnet8_half",), methods=("HSAKD*",))
+    trials = unique_trials(known_work(options))
+    assert read_shared(options, trials, set()) == {config.trial_id}
+    print_plan(options, known_work(options))
+    assert f"3 trials known, 0 done, 1 to take over from {store.root}" in capsys.readouterr().out
 
 
 def test_a_teacher_with_other_weights_than_recorded_is_refused_and_said(source, tmp_path: Path) -> None:
@@ -82,7 +95,7 @@ def test_text_from_records_cannot_move_the_terminals_cursor() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"host": "a"}', '{"host": 1, "running": [], "slots": 1, "seconds_left": 1, "basis": ""}']
+    "content", ["", "{", "[]", '{"host": "a"}', '{"host": 1, "pid": 1, "running": [], "slots": 1, "seconds_left": 1, "basis": ""}']
 )
 def test_a_progress_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "progress.json").write_text(content)

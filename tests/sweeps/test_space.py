@@ -1,5 +1,6 @@
 """What a search varies and what it may spend: files, refusals, budgets, resumption."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
-from sweeps.cli import SweepOptions
+from sweeps.cli import SweepOptions, parse
 from sweeps.schedule import Schedule
 from sweeps.search import PairSearch, make_pruner, open_storage
 from sweeps.space import SearchBudget, SearchSpace, placements, read_space
@@ -71,6 +72,15 @@ def test_a_file_overrides_ranges_and_adds_branch_weights_and_the_learning_rate(t
         assert config.objective.branch_weights is not None
         assert len(config.objective.branch_weights) == len(config.taps or (1, 2, 3))
     assert len({config.optim.learning_rate for config in tried}) > 1
+
+
+def test_the_example_of_the_options_help_is_a_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(SweepOptions, ["--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    lines = re.findall(r"(?:temperature|kl_p|placement) = (?:\[.*?\]|[\d.]+)", text)
+    space = read_space(space_file(tmp_path, "\n".join(lines)))
+    assert space == SearchSpace(temperature=(1.0, 10.0), kl_p=(1.0, 1.0), placement=("1+2", "3"))
 
 
 def test_trial_zero_of_a_wide_space_is_the_same_training_as_the_papers_setting(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from hsakd.config import TrialConfig
 from hsakd.records import ResultStore, TrialRecord
-from sweeps.cli import SweepOptions
+from sweeps.ablations import ablation_work
+from sweeps.cli import AblationOptions, SweepOptions
 from sweeps.schedule import Schedule
-from sweeps.status import SILENT_SECONDS, describe
+from sweeps.status import SILENT_SECONDS, describe, describe_driver
+from sweeps.wording import row_of
 
 PAIR = "resnet14-resnet8_half"
 
@@ -52,7 +54,7 @@ def started(schedule: Schedule) -> TrialConfig:
 
 def write_progress(out: Path, trial_id: str, age: float = 0.0) -> None:
     path = out / "progress.json"
-    values = {"host": "node7", "running": {trial_id: 3}, "slots": 4.0, "seconds_left": 7200.0, "basis": "measured on 1 trials"}
+    values = {"host": "node7", "pid": 1234, "running": {trial_id: 3}, "slots": 4.0, "seconds_left": 7200.0, "basis": "measured on 1 trials"}
     path.write_text(json.dumps(values))
     os.utime(path, (path.stat().st_atime - age, path.stat().st_mtime - age))
 
@@ -64,10 +66,14 @@ def test_a_running_sweep_shows_what_runs_what_it_cost_and_what_is_left(tmp_path:
     write_progress(tmp_path, running.trial_id)
     text, is_complete = describe(ResultStore(tmp_path))
     assert not is_complete
-    assert f"the driver on node7 runs {running.trial_id} (epoch 3)" in text
-    assert "spent: 0.500 trial hours on cpu in 1 trials" in text
+    assert "the driver on node7 runs 1 trial:" in text
+    assert describe_driver(ResultStore(tmp_path)) == "another driver (process 1234 on node7)"
+    entry = next(entry for entry in schedule.entries if entry.trial_id == running.trial_id)
+    shown = next(line for line in text.splitlines() if running.trial_id in line)
+    assert shown.split("  ")[1:] == [running.trial_id, row_of(entry), PAIR, running.network, f"3 of {running.optim.epochs}"]
+    assert "spent: 0.500 trial hours on cpu in 1 trial\n" in text
     assert "left: about 2.00 h (basis: measured on 1 trials, 4 slots)" in text
-    totals = next(line for line in text.splitlines() if line.startswith("all lines")).split()[2:]
+    totals = next(line for line in text.splitlines() if line.startswith("all trials")).split()[2:]
     assert (totals[0], totals[1], totals[3]) == ("1", "1", "0")
 
 
@@ -78,10 +84,11 @@ def test_a_driver_that_is_not_heard_of_runs_nothing(tmp_path: Path) -> None:
     write_progress(tmp_path, running.trial_id, age=SILENT_SECONDS + 60)
     text, _ = describe(ResultStore(tmp_path))
     assert "the driver on node7 was last heard of 2 min ago" in text
-    totals = next(line for line in text.splitlines() if line.startswith("all lines")).split()[2:]
+    assert describe_driver(ResultStore(tmp_path)) == "another driver"
+    totals = next(line for line in text.splitlines() if line.startswith("all trials")).split()[2:]
     assert totals[1] == "0"
-    assert "measured on 1 trials" in text
-    assert "trainings of searches are not known yet" in text
+    assert "measured on 1 trial," in text
+    assert "trainings of searches not known yet" in text
 
 
 def test_the_last_errors_are_shown_with_their_trial_ids_and_the_sweep_is_incomplete(tmp_path: Path) -> None:
@@ -91,10 +98,10 @@ def test_the_last_errors_are_shown_with_their_trial_ids_and_the_sweep_is_incompl
     text, is_complete = describe(ResultStore(tmp_path))
     assert not is_complete
     assert f"failed: {config.trial_id} {config.network}: 1: RuntimeError: \\x1b[2Jboom" in text
-    assert next(line for line in text.splitlines() if line.startswith("all lines")).split()[-1] != "0"
+    assert next(line for line in text.splitlines() if line.startswith("all trials")).split()[-1] != "0"
     write_progress(tmp_path, config.trial_id)  # a later command tries it again
     text, _ = describe(ResultStore(tmp_path))
-    assert next(line for line in text.splitlines() if line.startswith("all lines")).split()[-1] == "0"
+    assert next(line for line in text.splitlines() if line.startswith("all trials")).split()[-1] == "0"
 
 
 def test_a_finished_sweep_is_complete_and_shows_the_best_of_each_row(tmp_path: Path) -> None:
@@ -103,6 +110,31 @@ def test_a_finished_sweep_is_complete_and_shows_the_best_of_each_row(tmp_path: P
         end(schedule, config, top1_last=80.0 + config.seed, top1_val=70.0 if config.data.validation_fraction else None)
     text, is_complete = describe(ResultStore(tmp_path))
     assert is_complete
-    assert row(text, "Student") == ["2", "0", "0", "0", "81.00"]
+    assert row(text, "Student")[:6] == ["2", "0", "0", "0", "81.00", "test"]
     assert "left:" not in text
     assert "no driver is at work" in text
+
+
+def test_a_searchs_rows_show_validation_accuracy_and_its_teacher_is_a_row_of_its_own(tmp_path: Path) -> None:
+    schedule, _ = sweep(tmp_path)
+    while (config := schedule.next_trial()) is not None:
+        of_search = config.data.validation_fraction > 0
+        end(schedule, config, top1_last=99.0 if of_search else 50.0, top1_val=(40.0 if config.teacher else 60.0) if of_search else None)
+    text, _ = describe(ResultStore(tmp_path))
+    assert "99.00" not in text
+    lines = [line for line in text.splitlines() if PAIR in line]
+    for name, value in (("search teacher", "60.00"), ("search", "40.00"), ("confirm", "40.00")):
+        assert [line.endswith(f"{value}  validation top-1") for line in lines if f"  {name}  " in line] == [True]
+    total = next(line for line in text.splitlines() if line.startswith("all trials")).split()[2]
+    assert total == str(len(schedule.done))  # a search's trial that is confirmed is one trial
+
+
+def test_an_ablations_rows_name_their_study_and_stay_in_their_column(tmp_path: Path) -> None:
+    options = AblationOptions(out=tmp_path, preset="digits", pairs=(PAIR,), study=("loss-terms",), seeds=1)
+    schedule = Schedule(options, ResultStore(tmp_path), lambda _: None, lines=ablation_work(options))
+    schedule.store.write_plan(schedule.plan())
+    head, *lines = describe(ResultStore(tmp_path))[0].splitlines()
+    rows = [line for line in lines if line.startswith((PAIR, "all trials"))]
+    assert any("  loss-terms: task+kl_q+kl_p+ce_q  " in line for line in rows)
+    end_of_counts = head.index("failed") + len("failed")
+    assert {len(line) for line in rows} == {end_of_counts}

@@ -2,11 +2,20 @@
 
 from pathlib import Path
 
+import pytest
+
 from hsakd.records import ResultStore, TrialRecord
 from sweeps.cli import SweepOptions, TransferOptions
 from sweeps.plan_lines import lines_to_keep
 from sweeps.transfer import transfer_work
 from sweeps.worklist import known_work
+
+
+def test_probes_need_images_that_fit_into_memory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--dataset is imagenet; accepted: cifar10, cifar100, digits, fashion_mnist, imagefolder, stl10"):
+        TransferOptions(out=tmp_path, dataset="imagenet")
+    with pytest.raises(ValueError, match="the data set to transfer to, cifar10, cifar100, digits, fashion_mnist, imagefolder, stl10"):
+        TransferOptions(out=tmp_path)
 
 
 def test_probes_of_other_rows_and_data_sets_stay_in_the_plan_and_are_not_trained(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 from hsakd.banks import BankOptions
 from hsakd.banks import main as banks_main
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.export import ExportOptions
+from hsakd.export import main as export_main
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from hsakd.training.trial import RunContext, TrialInterrupted, run_trial
+from sweeps.run_trial import find_config
 
 DATA = DataConfig(dataset="digits", train_subset=64)
 OPTIM = OptimConfig(epochs=2, batch_size=16, milestones=())
@@ -105,7 +108,7 @@ def test_a_warmed_bank_leaves_no_misses(tmp_path: Path, capsys: pytest.CaptureFi
     store = ResultStore(tmp_path)
     run_trial(TEACHER, RunContext(store=store))
     assert banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=TEACHER.trial_id)) == 0
-    assert "576 of 576 predictions were missing; all are stored" in capsys.readouterr().out
+    assert "576 of 576 predictions were missing; all are stored, for students on CPUs\n" in capsys.readouterr().out
     assert run(tmp_path, tmp_path / "banks").bank_misses == 0
     warm = BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=TEACHER.trial_id)
     assert banks_main(replace(warm, precision="bfloat16", bank_dtype="float32")) == 0
@@ -119,6 +122,25 @@ def test_a_warmed_bank_leaves_no_misses(tmp_path: Path, capsys: pytest.CaptureFi
     ):
         assert banks_main(replace(warm, **changes)) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_bank_is_warmed_on_the_device_that_students_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("hsakd.banks.usable_device", lambda name: pytest.fail(name))
+    with pytest.raises(pytest.fail.Exception, match="cuda"):
+        banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher="a"))
+
+
+def test_commands_that_only_read_a_trial_leave_a_broken_record_where_it_is(tmp_path: Path) -> None:
+    path = ResultStore(tmp_path).trial_path("broken")
+    path.parent.mkdir()
+    path.write_bytes(b"PAR1")
+    assert banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher="broken")) == 2
+    assert export_main(ExportOptions(trial="broken", runs=tmp_path)) == 2
+    with pytest.raises(ValueError, match="trial is 'broken'; accepted: a trial id of"):
+        find_config("broken", ResultStore(tmp_path))
+    assert path.read_bytes() == b"PAR1"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["trials"]
 
 
 def test_a_bank_that_could_not_be_written_to_the_disk_is_not_called_stored(

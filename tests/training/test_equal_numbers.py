@@ -1,4 +1,4 @@
-"""Fifty steps, each started from the same weights, against the plain reference step."""
+"""Steps, each started from the same weights, against the plain reference step."""
 
 import copy
 from pathlib import Path
@@ -12,7 +12,7 @@ from hsakd.losses import Objective
 from hsakd.models import create_network
 from hsakd.training.bank import open_predictions
 from hsakd.training.loop import LoopHooks, RunningLosses, epoch_stream, fit, gather_batch, make_optimizer, training_step
-from hsakd.training.predictions import LivePredictions, prefers_channels_last
+from hsakd.training.predictions import LivePredictions, TeacherPredictions, prefers_channels_last
 from sweeps.presets import SLOW_LEARNERS
 from tests.benchmarks.reference import reference_losses
 
@@ -36,8 +36,33 @@ SLOW = [
 PAIRS = [("resnet14", "resnet8_half", case) for case in CASES] + [pytest.param(*values, marks=pytest.mark.slow) for values in SLOW]
 
 
+FAMILIES = [
+    ("wrn_16_1", "wrn_16_1", "float64 live"),
+    ("wrn_16_1", "shufflenet_v1", "float64 live"),
+    ("wrn_16_1", "shufflenet_v2", "float64 live"),
+    ("mobilenetv2_half", "mobilenetv2_half", "float64 live"),
+    pytest.param("vgg8_bn", "vgg8_bn", "float64 live", marks=pytest.mark.slow),
+    *(pytest.param("resnet50", "mobilenetv2_half", case, marks=pytest.mark.slow) for case in CASES if case != "float32 bank"),
+]
+
+
 @pytest.mark.parametrize(("teacher_name", "student_name", "case"), PAIRS)
 def test_fifty_steps_have_the_losses_of_the_reference(teacher_name: str, student_name: str, case: str, tmp_path: Path) -> None:
+    predictions = take_steps_beside_the_reference(teacher_name, student_name, case, tmp_path, num_steps=50)
+    assert predictions.source == "live" or min(predictions.hits, predictions.misses) > 100  # warm and cold
+
+
+@pytest.mark.parametrize(("teacher_name", "student_name", "case"), FAMILIES)
+def test_three_steps_of_every_family_have_the_losses_of_the_reference(
+    teacher_name: str, student_name: str, case: str, tmp_path: Path
+) -> None:
+    take_steps_beside_the_reference(teacher_name, student_name, case, tmp_path, num_steps=3)
+
+
+def take_steps_beside_the_reference(
+    teacher_name: str, student_name: str, case: str, bank_dir: Path, *, num_steps: int
+) -> TeacherPredictions:
+    """Hold each step's total and terms to the reference's of the same weights; return who answered for the teacher."""
     numerics, tolerance = CASES[case]
     dtype = torch.float64 if numerics.precision == "float64" else torch.float32
     size, batch_size = (8, 16) if student_name == "resnet8_half" else (16, 8)  # deeper ones need larger images
@@ -49,10 +74,10 @@ def test_fifty_steps_have_the_losses_of_the_reference(teacher_name: str, student
     assert prefers_channels_last(student, numerics)  # the reference stays NCHW
     student.to(memory_format=torch.channels_last)
     predictions = open_predictions(
-        teacher, branches=teacher.taps, num_rotations=4, dataset=data, numerics=numerics, weights_sha256="a", bank_dir=tmp_path
+        teacher, branches=teacher.taps, num_rotations=4, dataset=data, numerics=numerics, weights_sha256="a", bank_dir=bank_dir
     )
     optimizer = make_optimizer(student, OptimConfig())
-    for step in range(50):
+    for step in range(num_steps):
         order, views = epoch_stream(data, seed=0, epoch=step // num_batches)
         chosen = slice(batch_size * (step % num_batches), batch_size * (step % num_batches + 1))
         batch = gather_batch(data, order[chosen], views[chosen] % 3, dtype=dtype)
@@ -66,7 +91,7 @@ def test_fifty_steps_have_the_losses_of_the_reference(teacher_name: str, student
         for name, value in expected.items():
             assert abs(got[name] - value) <= tolerance * abs(value), (step, name)
     assert predictions.source == numerics.teacher_predictions
-    assert predictions.source == "live" or min(predictions.hits, predictions.misses) > 100  # warm and cold
+    return predictions
 
 
 def test_a_whole_training_ends_at_the_weights_of_a_plain_loop() -> None:

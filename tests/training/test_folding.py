@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from hsakd.data.views import Batch
 from hsakd.models import HierarchicalNet, create_network
 from hsakd.training.folding import fold_teacher
 from hsakd.training.predictions import LivePredictions
@@ -41,6 +42,19 @@ def test_a_layer_of_others_that_does_more_than_normalize_is_not_folded_away(name
     output = network(rows)
     for expected, value in zip((output.logits, *output.joint_logits), fold_teacher(network, network.taps)(rows), strict=True):
         assert (value - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_a_teacher_whose_forward_cannot_be_traced_answers_unfolded() -> None:
+    pytest.importorskip("timm")
+    network = trained_a_little("timm/test_vit")
+    rows = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    live = LivePredictions(network.train(), branches=network.taps, num_rotations=4)
+    batch = Batch(indices=torch.zeros(1), views=torch.zeros(1), images=rows[:1], labels=torch.zeros(1))
+    logits, joint_logits, *_ = live.predict(batch, rows)
+    expected = network.eval()(rows)
+    assert torch.equal(logits[0], expected.logits)
+    assert all(torch.equal(ours[0], theirs) for ours, theirs in zip(joint_logits, expected.joint_logits, strict=True))
 
 
 def test_only_pre_activations_keep_their_normalization() -> None:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
-from hsakd.losses import Objective
+from hsakd.losses import LOSS_TERMS, Objective
 from hsakd.models import HierarchicalNet, create_network
 from hsakd.models.backbone import NETWORKS
 from hsakd.network_table import network_table
@@ -29,6 +29,8 @@ TERMS = {
     "kd": (("task", 0.1), ("kd", 0.9)),
     "AB of a rotated objective": (("task", 1.0), ("kl_p", 1.0), ("ab", 1.0)),
 }
+IN_A_ROW = {name for terms in TERMS.values() for name, _ in terms}
+TERMS |= {name: (("task", 1.0), (name, 1.0)) for name in LOSS_TERMS if name not in IN_A_ROW}  # a new term is tested by being registered
 
 
 def test_schedule_is_the_authors() -> None:
@@ -138,6 +140,43 @@ def test_a_whole_step_runs_on_the_meta_device(kind: str) -> None:
 def test_a_whole_step_of_every_family_runs_on_the_meta_device(name: str) -> None:
     network, _ = take_steps_on_meta(TERMS["student"], name, name, rotations=(0, 2))
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student", "kd"])
+def test_a_step_in_parts_runs_on_the_meta_device(kind: str) -> None:
+    network, runs = take_steps_on_meta(TERMS[kind], "resnet8_half", "resnet14", num_parts=4)
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert runs == [2 * 4]
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses to bring a tensor's value to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_in_mixed_precision_reads_no_value() -> None:
+    """On the CPU, since `meta` has no autocasting."""
+    cpu, mixed = torch.device("cpu"), torch.bfloat16
+    data = load_dataset(DataConfig(dataset="digits", train_subset=64))
+    network, teacher = (create_network(name, num_classes=10) for name in ("resnet8_half", "resnet14"))
+    objective = Objective.from_config(ObjectiveConfig(terms=TERMS["student"]))
+    predictions = LivePredictions(teacher, branches=teacher.taps, num_rotations=4, autocast=mixed)
+    losses, optimizer = RunningLosses(objective.names, cpu), make_optimizer(network, OptimConfig())
+    kinds = set()
+    network.backbone.stages[1].register_forward_hook(lambda *call: kinds.add(call[2].dtype))
+    batch = gather_batch(data, torch.arange(16), torch.arange(16) % 9, dtype=torch.float32)
+    with NoReading():
+        for step in range(2):
+            training_step(
+                network, objective, optimizer, batch, predictions, losses, step=step, learning_rate=0.05, autocast=mixed, num_parts=2
+            )
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            losses.sums[0].item()
+    assert kinds == {mixed}
 
 
 def test_a_step_of_two_networks_trained_together_runs_on_the_meta_device() -> None:

@@ -7,10 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,12 @@ from safetensors.torch import load_file
 from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.image_folder import scan_image_folder
 from hsakd.records import EpochMetrics, ResultStore
-from hsakd.training.checkpoint import RESUME_FILE
+from hsakd.training import loop
+from hsakd.training.checkpoint import RESUME_FILE, load_resume, save_resume
+from hsakd.training.ranks import run_rank
+from hsakd.training.team import Team
 from hsakd.training.trial import RunContext, TrialInterrupted, run_trial
+from sweeps.engine.cluster import temporary_folder
 
 ROOT = Path(__file__).parents[2]
 OPTIM = OptimConfig(epochs=2, batch_size=8, learning_rate=0.1, milestones=(1,), nesterov=False, weight_decay=1e-4, batch_shards=2)
@@ -214,6 +220,30 @@ def test_two_ranks_that_were_stopped_or_found_a_broken_checkpoint_end_as_undistu
     differ_little(store, ResultStore(alone), config, 1e-9)
 
 
+def run_rank_on_a_slow_disk(team: Team, *others: Any) -> None:
+    """A rank's process whose checkpoints take a second to write."""
+
+    def write_slowly(folder: Path, state: dict[str, Any]) -> None:
+        time.sleep(1)
+        save_resume(folder, state)
+
+    loop.save_resume = write_slowly
+    run_rank(team, *others)
+
+
+def test_ranks_that_are_stopped_wait_for_the_leader_s_checkpoint(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks meet in a folder with a space in its name."""
+    (tmp_path / "a b").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a b"))
+    monkeypatch.setattr("hsakd.training.ranks.run_rank", run_rank_on_a_slow_disk)
+    monkeypatch.setattr("hsakd.training.ranks.GRACE_SECONDS", 0.0)
+    config = teacher_of(photos, "resnet8_half")
+    with pytest.raises(TrialInterrupted, match="stopped at epoch 0, step 0"):
+        run_trial(config, context(tmp_path, photos, num_ranks=2), should_stop=lambda: True)
+    assert load_resume(ResultStore(tmp_path).checkpoint_dir(config.trial_id), config.trial_id) is not None
+    assert list((tmp_path / "a b").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_an_error_in_one_rank_is_the_trial_s_and_ends_all(alone: Path, photos: Path, tmp_path: Path) -> None:
     broken = tmp_path / "photos"
@@ -268,6 +298,10 @@ def test_a_kill_of_the_trial_or_of_a_rank_leaves_no_rank(killed: str, photos: Pa
     if killed == "rank":
         assert "of 2 ended with exit status -9" in errors
     until(lambda: not any(map(is_running, ranks)), seconds=30)
+    left = list(Path(tempfile.gettempdir()).glob(f"hsakd-{trial.pid}-*"))
+    assert len(left) == (killed == "trial")
+    shutil.rmtree(temporary_folder())  # as the next sweep begins
+    assert not any(folder.exists() for folder in left)
 
 
 def until(happened: Callable[[], bool], *, seconds: float) -> None:

@@ -1,6 +1,8 @@
 """Whole trials on the embedded digits: roles, idempotence, death and resumption, divergence."""
 
 import errno
+import importlib.metadata
+import importlib.util
 import multiprocessing
 import os
 import resource
@@ -10,7 +12,7 @@ import subprocess
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -18,9 +20,12 @@ import torch
 from safetensors.torch import load_file
 
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.data import load_dataset
 from hsakd.records import EpochMetrics, ResultStore
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointNotWritten
-from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, TrialOutOfMemory, run_trial
+from hsakd.training.evaluate import Accuracy, evaluate_batches
+from hsakd.training.predictions import LivePredictions
+from hsakd.training.trial import MissingTeacher, RunContext, TrialInterrupted, TrialOutOfMemory, run_trial, teacher_predictions
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
@@ -71,6 +76,8 @@ def test_every_kind_of_trial_is_recorded_with_its_provenance(finished: Path) -> 
     student = store.read_trial(STUDENT.trial_id)
     assert student is not None
     assert student.teacher_weights_sha256 == teacher.weights_sha256 != ""
+    others = [name for name in ("torch", "timm", "torchdistill", "pycocotools") if importlib.util.find_spec(name) is not None]
+    assert {name: student.versions.get(name) for name in others} == {name: importlib.metadata.version(name) for name in others}
 
 
 @pytest.mark.parametrize(
@@ -326,6 +333,52 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged_with_its_step(tmp_
     assert record.error == f"loss is not finite at step {record.diverged_step}"
     assert record.top1_last is None
     assert ResultStore(tmp_path).read_trial(config.trial_id) == record
+
+
+def test_a_last_update_that_leaves_no_finite_logit_is_a_divergence(tmp_path: Path) -> None:
+    config = replace(BASELINE, optim=replace(OPTIM, epochs=1, batch_size=160, milestones=(), learning_rate=1e38))
+    record = run_trial(config, context(tmp_path))
+    assert (record.status, record.diverged_step, record.error) == ("diverged", 0, "logits are not finite after step 0")
+    assert (record.top1_last, record.epochs_done, record.has_weights) == (None, 0, False)
+
+
+def test_the_branches_are_tested_after_the_last_epoch_or_on_request_after_every_one(finished: Path, tmp_path: Path) -> None:
+    record, usual = run_trial(JOINT, context(finished)), ResultStore(finished).read_epochs(JOINT.trial_id)
+    assert run_trial(JOINT, context(tmp_path, branch_accuracies="every")).weights_sha256 == record.weights_sha256
+    asked = ResultStore(tmp_path).read_epochs(JOINT.trial_id)
+    assert [[len(row.branch_top1_joint) for row in rows] for rows in (usual, asked)] == [[0, 0, 3], [3, 3, 3]]
+    assert [row.top1_test for row in usual] == [row.top1_test for row in asked]
+    for rows in (usual, asked):
+        assert (rows[-1].branch_top1_joint, rows[-1].branch_top1_class) == (record.branch_top1_joint, record.branch_top1_class)
+        assert rows[-1].top1_test == record.top1_last
+
+
+def test_a_float64_trial_reads_the_weights_of_others_unrounded(tmp_path: Path) -> None:
+    exact, own = NumericsConfig(precision="float64"), context(tmp_path)
+    backbone, joint, student = (replace(config, numerics=exact) for config in (BASELINE, JOINT, STUDENT))
+    frozen, student = replace(joint, backbone=backbone), replace(student, teacher=joint)
+    for config in (backbone, frozen, joint):
+        run_trial(config, own)
+    files = [load_file(own.store.weights_path(config.trial_id)) for config in (backbone, frozen, joint)]
+    for name, tensor in files[0].items():
+        assert torch.equal(files[1][name], tensor), name
+    live = teacher_predictions(student, load_dataset(DATA), own, torch.device("cpu"))
+    assert isinstance(live, LivePredictions)
+    asked = live.answer.state_dict()
+    for name, tensor in files[2].items():
+        assert torch.equal(asked[f"network.{name}"], tensor), name
+
+
+def test_the_test_images_are_seen_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[bool] = []
+
+    def counted(*values: Any, with_branches: bool, **named: Any) -> Accuracy:
+        passes.append(with_branches)
+        return evaluate_batches(*values, with_branches=with_branches, **named)
+
+    monkeypatch.setattr("hsakd.training.loop.evaluate_batches", counted)
+    run_trial(replace(BASELINE, data=replace(DATA, validation_fraction=0.0)), context(tmp_path))
+    assert passes == [False, False, True]
 
 
 def test_a_student_without_its_teacher_says_which_trial_is_missing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@
 # A sweep on the nodes of one Slurm job, requeued until it is complete:
 #   sbatch recipes/slurm.sh --preset paper --gpus 16 --data-dir /shared/data --out /shared/runs/paper --time-limit 23:40:00
 # Ten minutes before the job's end (USR1), or when it is cancelled (TERM), trials checkpoint and the driver ends with status 130: then, and
-# only then, the job is requeued. A failed trial (status 1) or bad input (2) needs a person.
+# only then, the job is requeued. A failed trial (status 1), bad input (2), a full disk or nodes that can't run trials (3) need a person.
 set -u
 here=${HSAKD_HOME:-$SLURM_SUBMIT_DIR}
 python=${PYTHON:-python}

@@ -1,5 +1,6 @@
 """The one parser: options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
 
+import errno
 import io
 import math
 import os
@@ -30,6 +31,8 @@ else:
 O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
 BROKEN_PIPE = 128 + 13
+MOST_TRIALS = 100_000  # of a study: a forecast counts each
+UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 DATASET_NAMES = tuple(sorted(DATASET_TABLE))
 STREAMED = "imagenet"  # the augmentation whose images stay in their files, and the data set that has it
 
@@ -148,11 +151,12 @@ class SweepOptions:
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("seeds", "top_k", "epochs", "train_images", "batch_size", "batch_shards"):
             _check(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) >= 1, "1 or more")
-        _check("trials", self.trials, self.trials is None or self.trials >= 1, "1 or more")
+        _check("trials", self.trials, self.trials is None or 1 <= self.trials <= MOST_TRIALS, f"1 to {MOST_TRIALS}")
         if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("--tensorboard needs the package tensorboard; accepted after: pip install 'hsakd-sweeper[ui]'")
         if self.search_budget is not None:
-            SearchBudget.parse(self.search_budget)
+            most = SearchBudget.parse(self.search_budget).most_trials_at_full_cost
+            _check("search_budget", self.search_budget, most <= MOST_TRIALS, f"at most {MOST_TRIALS} trials or student runs")
             _check("trials", self.trials, self.trials is None, "nothing beside --search-budget")
         _check("gpus", self.gpus, self.gpus >= 0, "0 (CPU) or more")
         _check("tf32", "given", not self.tf32 or self.gpus > 0, "with --gpus 1 or more; a CPU has no TF32")
@@ -167,6 +171,7 @@ class SweepOptions:
         for name in ("pairs", "methods"):
             names = getattr(self, name)
             _check(name, " ".join(names), len(set(names)) == len(names), "each one once")
+        _check("methods", "given without a row", self.methods, ", ".join(METHODS))
         for method in self.methods:
             _check("methods", method, method in METHODS, ", ".join(METHODS))
             if needs_library(method) and find_spec("torchdistill") is None:
@@ -401,7 +406,10 @@ def parse_time(text: str | None) -> float | None:
     if parts is None:
         raise ValueError(f"--time-limit is {text}; accepted: minutes above 0, HH:MM:SS or D-HH:MM:SS")
     days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    total = float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    if not total or max(minutes, seconds) >= 60:
+        raise ValueError(f"--time-limit is {text}; accepted: a time above 0, with minutes and seconds below 60")
+    return total
 
 
 def _check(name: str, value: object, is_accepted: object, accepted: str) -> None:
@@ -429,6 +437,8 @@ def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
         return options(**{item.name: getattr(given, item.name) for item in fields(options)})  # type: ignore[arg-type]
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]) if error.args else str(error))
+    except OSError as error:
+        refuse_path(error)
 
 
 def _sentence(box: str) -> str:
@@ -449,6 +459,13 @@ def refuse(sentence: str) -> NoReturn:
     raise SystemExit(USAGE_ERROR)
 
 
+def refuse_path(error: OSError) -> NoReturn:
+    """End the command where a path that was given can't be used; raises what is no fault of a path's."""
+    if error.errno not in UNUSABLE_PATH or error.filename is None:
+        raise error
+    refuse(f"{error.filename} can't be used ({error.strerror}); accepted: a path that can be read")
+
+
 def run_command(main: Callable[[], int]) -> NoReturn:
     """End the process with the command's status; 141, as shells say of SIGPIPE, once nobody reads what it prints (`| head`)."""
     try:
@@ -457,4 +474,6 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = BROKEN_PIPE
+    except OSError as error:
+        refuse_path(error)
     raise SystemExit(status)

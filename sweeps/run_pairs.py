@@ -29,6 +29,7 @@ from sweeps.worklist import TrialFactory, known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
+BLOCKED = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 GPU_LOADER_WORKERS = 4  # a guess: nothing here has been run on a GPU
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
@@ -182,7 +183,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
     except OSError as error:
         if error.errno in DISK_FULL:
             put(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on with: {same_command()}")
-            return INTERRUPTED
+            return BLOCKED
         refuse(f"--out is {options.out}, of which a file can't be read at the moment ({error}); run the same command again")
     lost = [config for trial_id, config in schedule.configs.items() if trial_id not in schedule.done]  # e.g. a probe's student
     engine = EngineOptions(
@@ -256,7 +257,7 @@ def conclude(options: SweepOptions, schedule: Schedule) -> int:
         name = f"{'diverged' if trial_id in diverged else 'failed'}: {trial_id} ({schedule.configs[trial_id].network})"
         more = "" if trial_id in diverged else f"; see {options.out}/errors/{trial_id}.txt"
         put(f"{name}: {reason}{more}", file=sys.stderr)
-    return INTERRUPTED if schedule.is_stopping else 1
+    return BLOCKED if schedule.is_blocked else INTERRUPTED if schedule.is_stopping else 1
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ class Schedule:
         self.redone: set[str] = set()  # requirements that were done, lost their weights and were trained again
         self.numbers: dict[str, list[tuple[PairSearch, int]]] = {}
         self.is_stopping = False
+        self.is_blocked = False  # it stops for what only a person can mend: no room in the result folder, no node that can run trials
         self.num_slots = 1.0  # trials at once, as the engine sees it
         self.epochs_done: dict[str, int] = {}  # of running trials
         self.forecast_seconds: float | None = None  # what was left at the engine's last look, once something was measured

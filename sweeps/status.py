@@ -16,6 +16,7 @@ from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
 from sweeps.wording import counted, judged, pair_of, row_of
 
+MOST_SECONDS = 86_400  # between two looks
 STATES = ("done", "running", "waiting", "failed")
 FAILURES = ("failed", "out_of_memory", "diverged")
 PROGRESS_FILE = "progress.json"
@@ -35,8 +36,8 @@ class StatusOptions:
     """Seconds."""
 
     def __post_init__(self) -> None:
-        if not self.every > 0:
-            raise ValueError(f"--every is {self.every}; accepted: seconds above 0")
+        if not 0 < self.every <= MOST_SECONDS:
+            raise ValueError(f"--every is {self.every}; accepted: seconds above 0, at most {MOST_SECONDS}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -339,7 +339,8 @@ def split_training_images(labels: Indices, config: DataConfig) -> tuple[Indices,
     kept = kept[few_shot_subset(labels[kept], config.few_shot_ratio)]
     if config.validation_fraction == 0:
         return kept, kept[:0]
-    first, second = stratified_split(labels[kept], second_size=config.validation_fraction, seed=config.split_seed)
+    fraction = config.validation_fraction
+    first, second = stratified_split(labels[kept], second_size=fraction, seed=config.split_seed, asked=f"validation_fraction is {fraction}")
     return kept[np.sort(first)], kept[np.sort(second)]
 
 

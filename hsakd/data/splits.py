@@ -7,14 +7,21 @@ from sklearn.model_selection import StratifiedShuffleSplit
 Indices = NDArray[np.int64]
 
 
-def stratified_split(labels: Indices, *, second_size: int | float, seed: int) -> tuple[Indices, Indices]:
+def stratified_split(labels: Indices, *, second_size: int | float, seed: int, asked: str = "") -> tuple[Indices, Indices]:
     """Return (first, second) index arrays; `second_size` is a count, or a fraction below 1, of what goes into the second.
 
     Raises:
-        ValueError: a part would have fewer images than there are classes.
+        ValueError: a part would have fewer images than there are classes, or a class has one image; `asked` ("train_subset is 5") is what
+            was asked for.
     """
     splitter = StratifiedShuffleSplit(n_splits=1, test_size=second_size, random_state=seed)
-    first, second = next(splitter.split(np.zeros(len(labels)), labels))
+    try:
+        first, second = next(splitter.split(np.zeros(len(labels)), labels))
+    except ValueError as error:
+        raise ValueError(
+            f"{asked or f'second_size is {second_size}'}; accepted: a split of the {len(labels)} images into two parts with one image or "
+            f"more of each of the {len(np.unique(labels))} classes"
+        ) from error
     return first.astype(np.int64), second.astype(np.int64)
 
 
@@ -28,7 +35,7 @@ def stratified_subset(labels: Indices, size: int, *, seed: int) -> Indices:
         raise ValueError(f"train_subset is {size}; accepted: at most {len(labels)} images")
     if size == len(labels):
         return np.arange(size, dtype=np.int64)
-    return np.sort(stratified_split(labels, second_size=size, seed=seed)[1])
+    return np.sort(stratified_split(labels, second_size=size, seed=seed, asked=f"train_subset is {size}")[1])
 
 
 def few_shot_subset(labels: Indices, ratio: float) -> Indices:
@@ -38,4 +45,4 @@ def few_shot_subset(labels: Indices, ratio: float) -> Indices:
     """
     if ratio == 1:
         return np.arange(len(labels), dtype=np.int64)
-    return stratified_split(labels, second_size=1 - ratio, seed=0)[0]
+    return stratified_split(labels, second_size=1 - ratio, seed=0, asked=f"few_shot_ratio is {ratio}")[0]

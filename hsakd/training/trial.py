@@ -197,7 +197,7 @@ def provenance(config: TrialConfig, context: RunContext, started: float, earlier
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "num_threads": context.num_threads,
-        "versions": _versions(),
+        "versions": installed_versions(),
         "git_commit": git_commit() if context.git_commit is None else context.git_commit,
         "started_at": (now - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
         "finished_at": now.isoformat(timespec="seconds"),
@@ -372,7 +372,7 @@ def _peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     packages = ("torch", "numpy", "torchvision", "timm", "torchdistill", "pycocotools", "hsakd-sweeper")
     found = {
         name: next(iter(importlib.metadata.distributions(name=name)), None) for name in packages

@@ -133,7 +133,7 @@ class Ends:
             schedule.put_back(own_id)
             if self.nodes.are_all_unfit:
                 self.say("no node is left that can run trials: stopping")
-                schedule.is_stopping = True
+                schedule.is_stopping = schedule.is_blocked = True
             return
         if record is None and outcome == "storage":
             schedule.put_back(own_id)
@@ -202,6 +202,8 @@ class Ends:
 
     def _record(self, config: TrialConfig, status: str, error: str, *, attempts: int = 1) -> TrialRecord:
         """Write the record of a trial that could not write its own."""
+        from hsakd.training.trial import installed_versions
+
         epochs = self.epochs.get(config.trial_id, [])
         values = [row.top1_val for row in epochs if row.top1_val is not None]
         seconds = sum(row.train_seconds for row in epochs)
@@ -218,6 +220,8 @@ class Ends:
             teacher_weights_sha256=self.schedule.store.weights_digest(config.teacher),
             backbone_weights_sha256=self.schedule.store.weights_digest(config.backbone),
             **predictions_columns(epochs),
+            git_commit=str(self.options.context.get("git_commit", "")),
+            versions=installed_versions(),
             device=str(self.options.context.get("device", "")),
             num_threads=self.options.threads,
             started_at=utc(self.begun.get(config.trial_id, time.time())),
@@ -242,7 +246,8 @@ class Ends:
 
     def stop_for_storage(self, error: OSError) -> None:
         """End the sweep: what can't be written must not be lost."""
-        was_stopping, self.schedule.is_stopping = self.schedule.is_stopping, True
+        was_stopping = self.schedule.is_stopping
+        self.schedule.is_stopping = self.schedule.is_blocked = True
         touch_if_possible(self.options.out / STOP_FILE)
         if not was_stopping:
             self.say(f"--out can't be written ({reason_of(error)}): stopping; make room, then go on")

@@ -140,6 +140,8 @@ class Nodes:
 def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None]) -> None:
     """Refuse a cluster without GPUs where some are wanted; with fewer than wanted say so (or refuse, with `requires_gpus`)."""
     if not options.gpus:
+        if options.address is None and options.cpus_per_trial > num_cores():
+            say(f"a trial's {options.cpus_per_trial} CPUs share {num_cores()} CPU cores; fewer --threads may be faster")
         return
     present = int(nodes.num_present)
     if present == 0:

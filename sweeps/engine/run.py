@@ -45,7 +45,7 @@ def run_schedule(
         schedule.store.write_plan(schedule.plan())
     except OSError as error:
         say(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on")
-        schedule.is_stopping = True
+        schedule.is_stopping = schedule.is_blocked = True
         return
     if schedule.is_complete or (schedule.is_stuck and not schedule.failed and schedule.num_waiting == 0):
         return
@@ -80,7 +80,7 @@ def run_schedule(
             schedule.store.write_plan(schedule.plan())
         except OSError as error:
             say(f"--out can't be written ({reason_of(error)})")
-            schedule.is_stopping = True
+            schedule.is_stopping = schedule.is_blocked = True
         sys.stdout.flush()
 
 

@@ -6,6 +6,7 @@ import struct
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,3 +87,17 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, stem: str, damage: str) -> 
         )
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} can't be read \(.*\); accepted: a whole IDX file of bytes"):
         load_dataset(FASHION, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        ({"train_subset": 5}, "train_subset is 5"),
+        ({"train_subset": 1430}, "train_subset is 1430"),  # 7 left for 10 classes
+        ({"few_shot_ratio": 0.001}, r"few_shot_ratio is 0\.001"),
+        ({"train_subset": 60, "validation_fraction": 0.1}, r"validation_fraction is 0\.1"),
+    ],
+)
+def test_a_split_without_an_image_of_each_class_names_what_was_asked_for(change: dict[str, Any], asked: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{asked}; accepted: a split of the \d+ images into two parts with one image or more of each"):
+        load_dataset(DataConfig(dataset="digits", **change))

@@ -43,6 +43,12 @@ def command(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         (("--address", "somewhere"), "HOST:PORT"),
         (("--gpu-fraction", "resnet20=2"), "--gpu-fraction is resnet20=2"),
         (("--time-limit", "soon"), "--time-limit is soon"),
+        (("--time-limit", "0:00:00"), "--time-limit is 0:00:00; accepted: a time above 0"),
+        (("--time-limit", "00:99:99"), "--time-limit is 00:99:99"),
+        (("--methods",), "--methods is given without a row"),
+        (("--trials", "1000000000"), "--trials is 1000000000; accepted: 1 to 100000"),
+        (("--search-budget", "1e9x"), "--search-budget is 1e9x; accepted: at most 100000"),
+        (("--data-dir", "x" * 300, "--dataset", "imagefolder"), "can't be used (File name too long)"),
         (("--teachers-from", "/nowhere"), "--teachers-from"),
     ],
 )

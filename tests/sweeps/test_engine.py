@@ -67,6 +67,9 @@ def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> N
     loading = EngineOptions(out=tmp_path, gpus=2, context={"loader_workers": cores})
     check_gpus(loading, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
     assert said[1:] == [f"2 trials of {1 + cores} CPUs each share {cores} CPU cores; fewer --loader-workers may be faster"]
+    on_cpus = EngineOptions(out=tmp_path, gpus=0, threads=cores + 1)
+    check_gpus(on_cpus, Namespace(num_present=float(cores)), said.append)  # type: ignore[arg-type]
+    assert said[2:] == [f"a trial's {cores + 1} CPUs share {cores} CPU cores; fewer --threads may be faster"]
 
 
 def test_processes_that_decode_images_count_as_cpus_of_each_rank(tmp_path: Path) -> None:
@@ -343,6 +346,7 @@ def test_a_pruned_trial_that_two_drivers_have_seen_keeps_the_epochs_of_both(tmp_
     assert (record.predictions_source, record.predictions_fallback, record.bank_hits) == ("bank", "no room", 7)
     assert record.config.teacher is not None
     assert record.teacher_weights_sha256 == f"digest of {record.config.teacher.trial_id}"
+    assert set(record.versions) >= {"python", "torch", "numpy"}
     assert [epoch.top1_val for epoch in store.read_epochs(own_id)] == [10.0, 11.0]
     assert not second.ends.epochs  # of trials that have ended nothing is kept
     assert not second.ends.begun

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -10,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from hsakd.config import TrialConfig
-from hsakd.records import DamagedFile, OtherVersion, PlanEntry, ResultStore, TrialRecord
+from hsakd.records import DamagedFile, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.driver_lock import driver_lock
@@ -122,9 +124,10 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
         refuse(str(error))
     if options.dry_run:
         try:
+            check_studies(options, lines)
             print_plan(options, lines)
-        except OtherVersion as error:
-            refuse(str(error))
+        except (ValueError, KeyError) as error:
+            refuse(str(error.args[0]))
         return 0
     out = options.out.resolve()
     with driver_lock(out):
@@ -133,6 +136,18 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
         except KeyboardInterrupt:
             put(f"stopped before any trial was started; go on with: {same_command()}")
             return INTERRUPTED
+
+
+def check_studies(options: SweepOptions, lines: WorkLines) -> None:
+    """Raise ValueError where the command would refuse to go on with a study; a copy of the journal is asked, as a sweep may be at work."""
+    store = ResultStore(options.out.resolve())
+    if TUNED not in options.methods or not store.journal_path.exists():
+        return
+    with TemporaryDirectory() as folder:
+        copy = ResultStore(Path(folder))
+        shutil.copyfile(store.journal_path, copy.journal_path)
+        (copy.root / "trials").symlink_to(store.root / "trials")
+        Schedule(options, copy, lambda _: None, lines=lines)
 
 
 def same_command() -> str:

@@ -12,9 +12,10 @@ from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, ResultStore, TrialRecord
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
+from sweeps.run_pairs import check_studies
 from sweeps.schedule import Schedule
 from sweeps.search import PairSearch, open_storage, repair_journal
-from sweeps.worklist import PAPER_SETTING
+from sweeps.worklist import PAPER_SETTING, known_work
 
 PAIR = "resnet14-resnet8_half"
 
@@ -221,3 +222,17 @@ def test_a_study_that_nothing_was_asked_of_is_bound_to_no_space(tmp_path: Path) 
     drain(schedule)
     with pytest.raises(ValueError, match="was begun with the space"):
         schedule_of(tmp_path / "out", space=tmp_path / "one.toml")
+
+
+def test_a_dry_run_refuses_what_the_command_would_and_leaves_the_journal_alone(tmp_path: Path) -> None:
+    options = SweepOptions(out=tmp_path, preset="digits", pairs=("resnet14-resnet8_half",), methods=("HSAKD-tuned",), epochs=1)
+    schedule = Schedule(options, ResultStore(tmp_path), lambda _: None)
+    search = schedule.searches["resnet14-resnet8_half"]
+    schedule._plan_search(search, search.ask())
+    journal = ResultStore(tmp_path).journal_path
+    before = journal.read_bytes()
+    check_studies(options, known_work(options))
+    other = replace(options, epochs=2)
+    with pytest.raises(ValueError, match="was begun with other options"):
+        check_studies(other, known_work(other))
+    assert journal.read_bytes() == before

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeVar, cast
 
-from hsakd.term_table import facts_of_terms
-
 C = TypeVar("C", bound="DataclassConfig")
 DETECTION_DATASET = "voc0712"
 DETECTOR_BACKBONES = ("resnet18_imagenet", "resnet34_imagenet", "resnet50_imagenet")  # those that torchvision has, too
@@ -320,13 +318,6 @@ class TrialConfig(DataclassConfig):
         )
         _require(1 <= self.num_rotations <= 4, "num_rotations", self.num_rotations, "1 to 4 quarter turns")
         _require(0 <= self.seed < NUM_SEEDS, "seed", self.seed, f"0 or more, below {NUM_SEEDS}")
-        names = [name for name, _ in self.objective.terms]
-        _require(
-            self.teacher is not None or self.peer is not None or not facts_of_terms(names).reads_teacher,
-            "teacher",
-            self.teacher,
-            f"a trial (or a peer) with the terms {'+'.join(names)}",
-        )
         _require(
             self.taps is None or (list(self.taps) == sorted(set(self.taps)) and all(tap >= 1 for tap in self.taps)),
             "taps",

@@ -18,7 +18,6 @@ class TermFacts:
 
     is_rotated: bool
     reads_branches: bool
-    reads_teacher: bool
     reads_teacher_branches: bool
     reads_features: bool
     library: str
@@ -37,7 +36,6 @@ def facts_of_terms(names: Iterable[str]) -> TermFacts:
     return TermFacts(
         is_rotated=any(term.is_rotated for term in facts),
         reads_branches=any(term.reads_branches for term in facts),
-        reads_teacher=any(term.reads_teacher for term in facts),
         reads_teacher_branches=any(term.reads_teacher_branches for term in facts),
         reads_features=any(term.reads_features for term in facts),
         library=next((term.library for term in facts if term.library), ""),

@@ -135,7 +135,6 @@ def test_roles_and_regimes_follow_from_the_fields() -> None:
         (lambda: NumericsConfig(precision="int8"), "precision is 'int8'; accepted: float32"),  # type: ignore[arg-type]
         (lambda: NumericsConfig(cudnn_benchmark=True, deterministic=True), "cudnn_benchmark is True; accepted: False with deterministic"),
         (lambda: TrialConfig.from_json('{"network": "a", "colour": 1}'), "unknown field 'colour'; known: "),
-        (lambda: replace(STUDENT, teacher=None), r"teacher is None; accepted: a trial \(or a peer\) with the terms task\+kl_q"),
         (lambda: replace(TEACHER, seed=2**32), "seed is 4294967296; accepted: 0 or more, below 4294967296"),
         (lambda: replace(DATA, split_seed=-1), "split_seed is -1; accepted: 0 or more, below 4294967296"),
         (lambda: TrialConfig.from_json("[]"), r"expected a table, got \[\]"),

@@ -19,7 +19,6 @@ def registered_facts() -> dict[str, TermFacts]:
         name: TermFacts(
             is_rotated=term.is_rotated,
             reads_branches=term.reads_branches,
-            reads_teacher=term.reads_teacher,
             reads_teacher_branches=term.reads_branches and term.reads_teacher,
             reads_features=term.reads_features,
             library=term.library,

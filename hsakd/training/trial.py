@@ -119,6 +119,9 @@ def run_trial(
         from hsakd.training.detection import run_detection  # torchvision's detectors are for those who need them
 
         return run_detection(config, context, hooks)
+    objective = Objective.from_config(config.objective)
+    if config.teacher is None and config.peer is None and objective.reads_teacher:
+        raise ValueError(f"teacher is None; accepted: a trial (or a peer) with the terms {'+'.join(objective.names)}")
     device = torch.device(context.device)
     with naming_lack_of_memory(config, context):
         dataset = open_dataset(

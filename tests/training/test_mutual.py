@@ -125,6 +125,8 @@ def test_a_peer_with_other_branches_is_refused(tmp_path: Path) -> None:
         run_trial(replace(CONFIG, peer="mobilenetv2_half"), RunContext(store=ResultStore(tmp_path)))
     with pytest.raises(ValueError, match="peer is 'resnet8'; accepted: None where there is a teacher"):
         replace(CONFIG, peer="resnet8", teacher=replace(CONFIG, peer=None))
+    with pytest.raises(ValueError, match=r"^teacher is None; accepted: a trial \(or a peer\) with the terms task\+"):
+        run_trial(replace(CONFIG, peer=None), RunContext(store=ResultStore(tmp_path)))
 
 
 def test_the_row_is_asked_for_by_name_and_no_default(tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ def main() -> None:
     if "--write-table" in sys.argv[1:]:
         TABLE_FILE.write_text(json.dumps({name: asdict(row) for name, row in facts.items()}, indent=1) + "\n")
         return
-    table = Table("term", "rotated images", "branches", "teacher", "teacher's branches", "features", "needs", "pre-training")
+    table = Table("term", "rotated images", "branches", "teacher's branches", "features", "needs", "pre-training")
     for name, row in facts.items():
-        reads = (row.is_rotated, row.reads_branches, row.reads_teacher, row.reads_teacher_branches, row.reads_features)
+        reads = (row.is_rotated, row.reads_branches, row.reads_teacher_branches, row.reads_features)
         share = f"{row.pretraining_share:.0%} of the epochs" if row.pretraining_share else "-"
         table.add_row(name, *("yes" if answer else "-" for answer in reads), row.library or "-", share)
     Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -171,7 +171,8 @@ class SweepOptions:
         for name in ("pairs", "methods"):
             names = getattr(self, name)
             _check(name, " ".join(names), len(set(names)) == len(names), "each one once")
-        _check("methods", "given without a row", self.methods, ", ".join(METHODS))
+        has_rows = bool(type(self).__dataclass_fields__["methods"].default)  # probes and detectors have none of their own
+        _check("methods", "given without a row", self.methods or not has_rows, ", ".join(METHODS))
         for method in self.methods:
             _check("methods", method, method in METHODS, ", ".join(METHODS))
             if needs_library(method) and find_spec("torchdistill") is None:

@@ -116,7 +116,7 @@ def test_the_command_trains_a_detector_once_and_the_table_shows_it(runs: Path, v
     arguments = ("--out", runs, "--data-dir", voc, "--epochs", 1, "--batch-size", 2, "--image-size", 64)
     status, printed, said = run("sweeps/run_detection.py", *arguments)
     assert status == 0, said
-    assert "mAP " in printed
+    assert "% test mAP, last epoch" in printed
     store = ResultStore(runs)
     [entry] = [entry for entry in store.read_plan() if entry.study == "detection"]
     record = store.read_trial(entry.trial_id)

@@ -55,17 +55,25 @@ class StudyRows:
         `varies_ratio`), and their teacher as that of the paper's ablations.
         """
         found = published([table], pair)
-        texts = [str(rows["config_json"].iloc[0]) for (own, _), rows in self.of_rows.items() if own == pair]
+        of_arms = {arm: str(rows["config_json"].iloc[0]) for (own, arm), rows in self.of_rows.items() if own == pair}
+        texts = list(of_arms.values())
         sources, regimes = {source_of(text) for text in texts}, {teacher_of(text)[0] for text in texts} - {""}
         reasons = [f"students trained on {', '.join(sorted(sources))} (the paper's: {trained_on})"] if sources != {trained_on} else []
         if table in (LOSS_TERMS, AUX_PLACEMENT) and "frozen" in regimes:
             reasons.append("arms of a frozen teacher (the paper's: trained jointly)")
-        odd = dict.fromkeys(line for text in texts for line in departures(text, varies_ratio=varies_ratio))
-        if odd and sources == {trained_on}:
-            reasons.append(f"trials not of the paper's schedule or data ({'; '.join(odd)})")
+        odd = {arm: lines for arm, text in of_arms.items() if (lines := departures(text, varies_ratio=varies_ratio))}
+        if odd and sources == {trained_on} and len(odd) == len(of_arms):
+            differences = dict.fromkeys(line for lines in odd.values() for line in lines)
+            reasons.append(f"trials not of the paper's schedule or data ({'; '.join(differences)})")
         if found and reasons:
             notes.append(f"{pair[1]} → {pair[2]}: no published numbers beside {' and '.join(reasons)}.")
-        return {} if reasons else found
+        if reasons:
+            return {}
+        notes += [
+            f"{pair[1]} → {pair[2]}: no published number beside {arm}, not of the paper's schedule or data ({'; '.join(odd[arm])})."
+            for arm in sorted(found.keys() & odd.keys())
+        ]
+        return {arm: summary for arm, summary in found.items() if arm not in odd}
 
 
 def study_rows(results: Results, options: Options, study: str, columns: Mapping[str, str] = SELECTIONS) -> StudyRows:

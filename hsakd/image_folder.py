@@ -2,6 +2,7 @@
 
 import hashlib
 import mimetypes
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -112,6 +113,7 @@ def unreadable(path: Path, error: Exception) -> ValueError:
 
 
 DECODING_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
+DEEP = ";16"  # in the raw mode of PNG's 16-bit colours, which PIL opens as RGB
 UPRIGHT = {  # by EXIF's orientation; ImageOps.exif_transpose also writes the EXIF data anew, and fails where they are odd
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -132,8 +134,8 @@ def opened(path: Path) -> Iterator[Image.Image]:
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # PIL turns these to RGB by cutting their values at 0 and 255
-                raise ValueError(f"more than 8 bits a channel, mode {image.mode}")
+            if image.mode.startswith(("I", "F")) or any(DEEP in str(tile[3]) for tile in image.tile):  # PIL would cut their values
+                raise ValueError("more than 8 bits a channel")
             yield image
     except DECODING_ERRORS as error:
         raise unreadable(path, error) from error
@@ -143,8 +145,16 @@ def read_image(path: Path, *, turns_upright: bool) -> Image.Image:
     """Return an image file as RGB, turned as its EXIF orientation says if `turns_upright`; raises as `opened`."""
     with opened(path) as image:
         pixels = image.convert("RGB")
-        how = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1)) if turns_upright else None  # read last: PIL turns TIFF itself
+        how = UPRIGHT.get(_orientation(image)) if turns_upright else None  # read last: PIL turns TIFF itself
         return pixels if how is None else pixels.transpose(how)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation; 1, as it lies, where there is none or the block is damaged: the image itself is whole."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*DECODING_ERRORS, struct.error, KeyError, TypeError):
+        return 1
 
 
 @cache

@@ -6,6 +6,7 @@ pruned and failed trials only.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -294,6 +295,9 @@ class OtherVersion(ValueError):
     """A file is another version's: whole, but not for this code to read."""
 
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a person has to make room, or another folder
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether a file couldn't be read because the system refuses or fails, not because of what is in it: libraries give no errno then."""
     return isinstance(error, OSError) and error.errno is not None
@@ -449,9 +453,13 @@ class ResultStore:
             return False
         return record.status != "complete" or not record.has_weights or self.weights_path(record.trial_id).exists()
 
-    def offers(self, record: TrialRecord) -> bool:
-        """Whether another sweep may take this trial over: it is complete and its weights are here."""
-        return record.status == "complete" and self.weights_path(record.trial_id).exists()
+    def offered(self, trial_id: str) -> TrialRecord | None:
+        """Return the record of a trial that another sweep may take over: complete, its weights here, and for this code to read."""
+        try:
+            record = self.peek_trial(trial_id)
+        except OtherVersion:
+            return None
+        return record if record is not None and record.status == "complete" and self.weights_path(trial_id).exists() else None
 
     def read_epochs(self, trial_id: str) -> list[EpochMetrics]:
         """Return a trial's epochs, none where there is no readable file; no trial is done again for them, so nothing is set aside."""

@@ -19,27 +19,26 @@ BEGUN = (LOCK_FILE, "plan.parquet", "studies.journal")  # what a driver writes b
 def driver_lock(out: Path) -> Iterator[None]:
     """Make the result folder `--out` and hold its lock; deletes what was not there before if the command is refused with no trial begun."""
     folders = [folder for folder in (out, *out.parents) if not folder.exists()]
-    before = set(out.iterdir()) if out.is_dir() else set()
+    had_lock = (out / LOCK_FILE).exists()
     try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / LOCK_FILE)
+        lock.acquire(timeout=0)
+    except Timeout:
+        refuse(f"--out is {out}, in which {describe_driver(ResultStore(out))} is at work; accepted: another folder, or wait for it to end")
+    except OSError as error:
+        refuse(f"--out is {out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
+    with lock:
+        before = {path for path in out.iterdir() if had_lock or path.name != LOCK_FILE}
         try:
-            out.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(out / LOCK_FILE)
-            lock.acquire(timeout=0)
-        except Timeout:
-            refuse(
-                f"--out is {out}, in which {describe_driver(ResultStore(out))} is at work; accepted: another folder, or wait for it to end"
-            )
-        except OSError as error:
-            refuse(f"--out is {out}, which can't be written ({error.strerror}); accepted: a folder that all nodes share")
-        with lock:
             yield
-    except SystemExit:
-        if not any((out / name).exists() for name in ("checkpoints", "trials")) and out.is_dir():
-            _delete_new(out, before)
-            for folder in folders:
-                if folder.is_dir() and not any(folder.iterdir()):
-                    folder.rmdir()
-        raise
+        except SystemExit:
+            if not any((out / name).exists() for name in ("checkpoints", "trials")):
+                _delete_new(out, before)
+                for folder in folders:
+                    if folder.is_dir() and not any(folder.iterdir()):
+                        folder.rmdir()
+            raise
 
 
 def _delete_new(out: Path, before: set[Path]) -> None:

@@ -235,7 +235,7 @@ def read_shared(options: SweepOptions, trials: dict[str, TrialConfig], done: set
         return set()
     source = ResultStore(options.teachers_from)
     wanted = [trial_id for trial_id, config in trials.items() if config.role != "student" and trial_id not in done]
-    return {trial_id for trial_id in wanted if (record := source.peek_trial(trial_id)) is not None and source.offers(record)}
+    return {trial_id for trial_id in wanted if source.offered(trial_id) is not None}
 
 
 def read_searched(options: SweepOptions, store: ResultStore) -> set[str]:

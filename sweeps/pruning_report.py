@@ -15,7 +15,7 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
-from hsakd.records import EpochMetrics, PruningRow, ResultStore, TrialRecord, write_rows
+from hsakd.records import EpochMetrics, OtherVersion, PruningRow, ResultStore, TrialRecord, write_rows
 from sweeps.cli import parse, refuse, run_command
 from sweeps.search import PROTECTED, TRIAL_ID, make_pruner, open_storage
 
@@ -179,7 +179,10 @@ def main() -> int:
     except ValueError as error:
         refuse(str(error))
     names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
-    rows = [row for name in names for row in rows_of(store, optuna.load_study(study_name=name, storage=storage))]
+    try:
+        rows = [row for name in names for row in rows_of(store, optuna.load_study(study_name=name, storage=storage))]
+    except OtherVersion as error:
+        refuse(str(error))
     write_rows(store.root / PRUNING_FILE, rows, PruningRow)
     print("\n".join(map(describe, rows)) if rows else "no study has a complete trial with validation accuracies yet")
     return 0

@@ -1,6 +1,5 @@
 """`python sweeps/run_pairs.py`: the main command. Trains teachers and students of every pair, searches, confirms, records."""
 
-import errno
 import os
 import shlex
 import shutil
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from hsakd.config import TrialConfig
-from hsakd.records import DamagedFile, PlanEntry, ResultStore, TrialRecord
+from hsakd.records import FULL_DISK, DamagedFile, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.driver_lock import driver_lock
@@ -32,7 +31,6 @@ from sweeps.worklist import TrialFactory, known_work, num_search_trials
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
 INTERRUPTED = 130
 BLOCKED = 3
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 GPU_LOADER_WORKERS = 4  # a guess: nothing here has been run on a GPU
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
 RUN_VARIABLE = "HSAKD_RUN"  # another function to run trials with: scheduling tests have one that trains nothing
@@ -184,7 +182,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
     try:
         earlier = earlier_plan(store)
         kept = lines_to_keep(earlier, lines)
-        if leaving := rows_that_leave(earlier, lines):
+        if leaving := rows_that_leave(earlier, kept, lines):
             put(f"of other data or another schedule, so no longer in the plan (their results stay): {', '.join(leaving)}")
         if options.address is None or options.download:  # a cluster's nodes are checked one by one
             factory = TrialFactory(options)
@@ -196,7 +194,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     except OSError as error:
-        if error.errno in DISK_FULL:
+        if error.errno in FULL_DISK:
             put(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on with: {same_command()}")
             return BLOCKED
         refuse(f"--out is {options.out}, of which a file can't be read at the moment ({error}); run the same command again")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -100,28 +101,37 @@ def main() -> int:
         num_threads=options.threads,
         branch_accuracies=options.branch_accuracies,
     )
-    try:
+    with refusing(TrialOutOfMemory):
         config = find_config(options.trial, runs)
         check_device(options.device)
-        with driver_lock(store.root):
-            for trial in dict.fromkeys(with_requirements(config)):
-                take_imported(trial, runs, store)
-                is_finished = store.finished(trial.trial_id) is not None
-                print(
-                    f"{trial.trial_id}: {trial.role} {trial.network}, {'already in' if is_finished else 'trained into'} {options.out}",
-                    flush=True,
-                )
-                record = run_trial(trial, context, report=print_epoch)
-                print_result(record)
-                if record.status != "complete":
-                    return 1
+    with driver_lock(store.root), refusing(TrialOutOfMemory):
+        for trial in dict.fromkeys(with_requirements(config)):
+            take_imported(trial, runs, store)
+            is_finished = store.finished(trial.trial_id) is not None
+            print(
+                f"{trial.trial_id}: {trial.role} {trial.network}, {'already in' if is_finished else 'trained into'} {options.out}",
+                flush=True,
+            )
+            record = run_trial(trial, context, report=print_epoch)
+            print_result(record)
+            if record.status != "complete":
+                return 1
+    return 0
+
+
+@contextmanager
+def refusing(*more: type[Exception]) -> Iterator[None]:
+    """Turn what bad input raises, and `more`, into one sentence and status 2."""
+    try:
+        yield
     except (ValueError, KeyError) as error:
         refuse(str(error.args[0]))
     except BrokenPipeError:  # nobody reads what it prints
         raise
-    except (OSError, TrialOutOfMemory) as error:
+    except OSError as error:
         refuse(str(error))
-    return 0
+    except more as error:
+        refuse(str(error))
 
 
 def print_epoch(row: EpochMetrics) -> None:

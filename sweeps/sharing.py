@@ -28,8 +28,8 @@ class TeacherSource:
         trial_id = config.trial_id
         if config.role == "student" or trial_id in self.refused:
             return None
-        record = self.source.peek_trial(trial_id)
-        if record is None or not self.source.offers(record):
+        record = self.source.offered(trial_id)
+        if record is None:
             return None
         try:
             is_same_trial = record.config == config

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from hsakd.config import TrialConfig
-from hsakd.records import PlanEntry, ResultStore, TrialRecord
+from hsakd.records import OtherVersion, PlanEntry, ResultStore, TrialRecord
 from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
 from sweeps.wording import counted, judged, pair_of, row_of
@@ -79,9 +80,13 @@ def describe_driver(store: ResultStore) -> str:
 
 
 def read_records(store: ResultStore) -> dict[str, TrialRecord]:
-    """Return all readable records; unlike the driver, a reader sets nothing aside."""
-    records = {trial_id: store.peek_trial(trial_id) for trial_id in store.trial_ids()}
-    return {trial_id: record for trial_id, record in records.items() if record is not None}
+    """Return all records that this code can read; unlike the driver, a reader sets nothing aside."""
+    records = {}
+    for trial_id in store.trial_ids():
+        with suppress(OtherVersion):
+            if (record := store.peek_trial(trial_id)) is not None:
+                records[trial_id] = record
+    return records
 
 
 def state_of(entry: PlanEntry, records: dict[str, TrialRecord], progress: Progress | None) -> str:
@@ -124,6 +129,8 @@ def describe(store: ResultStore) -> tuple[str, bool]:
     """Return the status text and whether every planned trial has ended well."""
     plan, records, progress = store.read_plan(), read_records(store), read_progress(store)
     lines = [*_table(plan, records, progress), _spent(records), *_driver(plan, progress)]
+    if unread := len(store.trial_ids()) - len(records):
+        lines.append(f"{counted(unread, 'record')} not counted, as this code can't read it (damaged, or of other code)")
     ends = [records[entry.trial_id].status if entry.trial_id in records else "" for entry in plan]
     is_complete = bool(plan) and not {"", "failed", "out_of_memory"} & set(ends)
     if not is_complete:

@@ -68,7 +68,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
             panel.annotate(names, (mean.index[-1], mean.iloc[-1]), place, fontsize=7, va="center", annotation_clip=False, arrowprops=line)
         panel.set_title(pair_label(pair, pairs), fontsize=9)
         panel.set_xlabel("epoch")
-        panel.set_xlim(0, last)
+        panel.set_xlim(0, max(last, 1))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylabel("test accuracy (per cent)")
     ids = tuple(sorted(set(curves["trial_id"])))

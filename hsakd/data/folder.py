@@ -33,9 +33,9 @@ def read_image_folder(source: Source) -> RawImages:
     return RawImages(parts[0], labels[0], parts[1], labels[1], found.classes)
 
 
-def decode_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """Return an image file's middle square, upright, as uint8 [3, size, size]; raises ValueError where it can't be decoded."""
-    image = read_image(path, turns_upright=True)
+def decode_image(path: Path, size: int, *, turns_upright: bool) -> NDArray[np.uint8]:
+    """Return an image file's middle square as uint8 [3, size, size], `turns_upright` by its EXIF orientation; raises as `read_image`."""
+    image = read_image(path, turns_upright=turns_upright)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -47,5 +47,5 @@ def decode_image(path: Path, size: int) -> NDArray[np.uint8]:
 def _decode(root: Path, rows: tuple[tuple[str, int], ...], size: int) -> NDArray[np.uint8]:
     images = np.empty((len(rows), 3, size, size), dtype=np.uint8)
     for image, (name, _) in zip(images, rows, strict=True):
-        image[:] = decode_image(root / name, size)
+        image[:] = decode_image(root / name, size, turns_upright=True)
     return images

@@ -43,7 +43,7 @@ def read_tinyimagenet(source: Source) -> RawImages:
 def _decode(folder: Path, rows: Rows) -> tuple[NDArray[np.uint8], Indices]:
     if not rows:
         raise ValueError(f"tinyimagenet: {folder} holds no image")
-    images = np.stack([decode_image(path, SIDE) for path, _ in rows])
+    images = np.stack([decode_image(path, SIDE, turns_upright=False) for path, _ in rows])
     return images, np.array([label for _, label in rows], dtype=np.int64)
 
 

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
 import torch
 from torch import Tensor
-from torchvision.datasets import VOCDetection
-from torchvision.transforms.functional import pil_to_tensor
 
 from hsakd.config import DETECTION_DATASET as VOC
 from hsakd.data.datasets import DataMissing, fetching
 from hsakd.image_folder import DECODING_ERRORS, unreadable
+
+if TYPE_CHECKING:
+    from torchvision.datasets import VOCDetection
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -42,11 +43,13 @@ class Objects(NamedTuple):
 class VocImages:
     """Images by number, and their objects."""
 
-    readers: tuple[tuple[VOCDetection, int], ...]
+    readers: "tuple[tuple[VOCDetection, int], ...]"
     objects: tuple[Objects, ...]
 
     def image(self, number: int) -> Tensor:
         """Return an image, decoded: uint8 [3, H, W]; raises ValueError where it can't be."""
+        from torchvision.transforms.functional import pil_to_tensor
+
         reader, index = self.readers[number]
         try:
             pixels: Tensor = pil_to_tensor(reader[index][0])
@@ -77,6 +80,8 @@ def read_voc(data_dir: Path | None, *, download: bool = False) -> tuple[VocImage
 
 
 def _read_sets(data_dir: Path, sets: Sequence[tuple[str, str]], *, download: bool) -> VocImages:
+    from torchvision.datasets import VOCDetection  # a second of every process's start, for those who detect
+
     readers, objects = list[tuple[VOCDetection, int]](), list[Objects]()
     for year, name in sets:
         listing = data_dir / "VOCdevkit" / f"VOC{year}" / "ImageSets" / "Main" / f"{name}.txt"
@@ -98,6 +103,8 @@ def _read_sets(data_dir: Path, sets: Sequence[tuple[str, str]], *, download: boo
 
 
 def _read_objects(path: Path) -> Objects:
+    from torchvision.datasets import VOCDetection
+
     try:
         found = VOCDetection.parse_voc_xml(ElementTree.parse(path).getroot())["annotation"]["object"]
         rows = [_read_object(entry) for entry in found]

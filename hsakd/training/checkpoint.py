@@ -1,5 +1,6 @@
 """The resume file of a running trial: atomic to write, checked when read, nothing in it is executed."""
 
+import io
 import pickle
 import zipfile
 import zlib
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hsakd.records import is_passing, replacing
+from hsakd.records import replacing
 
 RESUME_FILE = "resume.pt"
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error, OverflowError)
@@ -55,14 +56,14 @@ def load_resume(folder: Path, trial_id: str) -> dict[str, Any] | None:
     path = folder / RESUME_FILE
     if not path.exists():
         return None
+    content = io.BytesIO(path.read_bytes())  # what fails from here on is in the file, not the file system
     try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch writes the parts' checksums and does not look at them
+        with zipfile.ZipFile(content) as archive:  # PyTorch writes the parts' checksums and does not look at them
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content.seek(0)
+        state = torch.load(content, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        if is_passing(error):
-            raise
         raise CheckpointCorrupt(f"{path.name} of trial {trial_id} can't be read: {error}") from error
     if not isinstance(state, dict) or state.get("trial_id") != trial_id:
         raise CheckpointCorrupt(f"{path.name} of trial {trial_id} belongs to another trial")

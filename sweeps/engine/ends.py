@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, TrialRecord, predictions_columns
+from hsakd.records import FULL_DISK, EpochMetrics, TrialRecord, predictions_columns
 from sweeps.attempts import WorkerDied, note_error, ran_out_of_host_memory, ran_out_of_memory, read_errors
 from sweeps.engine.options import STOP_FILE, EngineOptions
 from sweeps.schedule import Schedule
@@ -245,12 +245,13 @@ class Ends:
         return self._record(config, status, errors[-1] if errors else "", attempts=max(1, len(errors)))
 
     def stop_for_storage(self, error: OSError) -> None:
-        """End the sweep: what can't be written must not be lost."""
-        was_stopping = self.schedule.is_stopping
-        self.schedule.is_stopping = self.schedule.is_blocked = True
+        """End the sweep: what can't be written must not be lost. A full disk (also one that a worker met: errno 0) needs a person."""
+        was_stopping, is_full = self.schedule.is_stopping, error.errno in (0, *FULL_DISK)
+        self.schedule.is_stopping = True
+        self.schedule.is_blocked |= is_full
         touch_if_possible(self.options.out / STOP_FILE)
         if not was_stopping:
-            self.say(f"--out can't be written ({reason_of(error)}): stopping; make room, then go on")
+            self.say(f"--out can't be written ({reason_of(error)}): stopping{'; make room, then go on' if is_full else ''}")
 
 
 def utc(seconds: float) -> str:

@@ -15,6 +15,7 @@ import ray
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 
+from hsakd.records import FULL_DISK
 from sweeps.attempts import LOW_MEMORY
 from sweeps.engine.cluster import ray_cluster, temporary_folder
 from sweeps.engine.ends import touch_if_possible
@@ -45,7 +46,7 @@ def run_schedule(
         schedule.store.write_plan(schedule.plan())
     except OSError as error:
         say(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on")
-        schedule.is_stopping = schedule.is_blocked = True
+        schedule.is_stopping, schedule.is_blocked = True, error.errno in FULL_DISK
         return
     if schedule.is_complete or (schedule.is_stuck and not schedule.failed and schedule.num_waiting == 0):
         return
@@ -80,7 +81,8 @@ def run_schedule(
             schedule.store.write_plan(schedule.plan())
         except OSError as error:
             say(f"--out can't be written ({reason_of(error)})")
-            schedule.is_stopping = schedule.is_blocked = True
+            schedule.is_stopping = True
+            schedule.is_blocked |= error.errno in FULL_DISK
         sys.stdout.flush()
 
 

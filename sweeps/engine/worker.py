@@ -1,6 +1,5 @@
 """What runs in a trial's own process."""
 
-import errno
 import importlib
 import json
 import time
@@ -13,14 +12,13 @@ import ray
 from ray import tune
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import FULL_DISK, EpochMetrics, ResultStore, TrialRecord
 from sweeps.attempts import note_error, read_errors
 from sweeps.engine.options import STOP_FILE
 from sweeps.fitness import Expected, node_problem
 
 EPOCH_JSON = "epoch_json"
 STOP_CHECK_SECONDS = 0.5
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def run_unit(unit: dict[str, Any]) -> dict[str, Any]:

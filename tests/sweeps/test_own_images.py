@@ -69,7 +69,7 @@ def test_the_recipe_gives_a_table_and_a_network_that_classifies_new_photos_and_i
     card = pd.read_json(tmp_path / "photo-model" / "model.json", typ="series")
     assert card["classes"] == [f"digit {label}" for label in range(4)]
     files = sorted((tmp_path / "PHOTOS" / "val").rglob("*.png"))
-    pixels = np.stack([decode_image(path, card["image_size"]) for path in files])
+    pixels = np.stack([decode_image(path, card["image_size"], turns_upright=True) for path in files])
     rows = (torch.from_numpy(pixels).float() / 255 - torch.tensor(card["mean"]).view(3, 1, 1)) / torch.tensor(card["std"]).view(3, 1, 1)
     guesses = [card["classes"][label] for label in program(rows).argmax(dim=1).tolist()]
     accuracy = 100 * np.mean([guess == path.parent.name for guess, path in zip(guesses, files, strict=True)])

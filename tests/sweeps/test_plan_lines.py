@@ -1,6 +1,8 @@
 """Several commands in one folder: a new one's rows replace their like, and the others stay."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from hsakd.records import PlanEntry
@@ -41,7 +43,7 @@ def test_a_command_for_another_pair_or_method_leaves_the_other_rows_and_their_se
     kept = lines_to_keep(first, work(tmp_path, PAIR, methods=("Student", "DKD"), seeds=1))
     assert rows(kept) == {(PAIR, "KD"), (PAIR, "HSAKD*"), (PAIR, TUNED)}
     assert {entry.purpose for entry in kept} == {"backbone", "teacher", "report", "search", "confirm"} - {"backbone"}  # DKD plans KD's anew
-    assert rows_that_leave(first, work(tmp_path, PAIR, methods=("Student", "DKD"))) == []
+    assert rows_that_leave(first, kept, work(tmp_path, PAIR, methods=("Student", "DKD"))) == []
 
 
 def test_a_row_planned_anew_replaces_its_lines_and_a_tuned_one_its_search(tmp_path: Path) -> None:
@@ -52,10 +54,19 @@ def test_a_row_planned_anew_replaces_its_lines_and_a_tuned_one_its_search(tmp_pa
     assert not [entry for entry in kept if entry.purpose in ("search", "confirm") or entry.method == "search"]
 
 
+def test_teachers_and_what_a_search_has_not_asked_for_stay_or_leave_with_their_pairs_rows(tmp_path: Path) -> None:
+    first = plan_of(work(tmp_path, PAIR, methods=("KD", "HSAKD", TUNED)))  # the frozen teacher has a schedule of its own
+    assert lines_to_keep(first, work(tmp_path, OTHER, methods=("KD",))) == first
+    longer = work(tmp_path, PAIR, methods=("KD",), epochs=6)
+    assert lines_to_keep(first, longer) == []
+    assert rows_that_leave(first, [], longer) == [f"{method} of {PAIR}" for method in ("HSAKD", "HSAKD*", TUNED)]
+    imported = [replace(e, config_json=json.dumps({**json.loads(e.config_json), "optim": {"epochs": 0}})) for e in first[:1]]
+    assert lines_to_keep(imported + first[1:], work(tmp_path, OTHER, methods=("KD",))) == imported + first[1:]
+
+
 def test_rows_of_another_schedule_leave_the_plan_and_are_named(tmp_path: Path) -> None:
     first = plan_of(work(tmp_path, PAIR, methods=("Student", "KD")))
     longer = work(tmp_path, PAIR, methods=("Student",), epochs=6)
-    assert rows(lines_to_keep(first, longer)) == set()
-    assert rows_that_leave(first, longer) == [f"KD of {PAIR}"]
-    unknown = [PlanEntry(trial_id="a", purpose="report", method="KD", teacher="resnet14", student="resnet8_half", config_json="{}")]
-    assert lines_to_keep(unknown, longer) == unknown
+    kept = lines_to_keep(first, longer)
+    assert kept == []
+    assert rows_that_leave(first, kept, longer) == [f"KD of {PAIR}"]

@@ -208,7 +208,7 @@ def test_a_killed_trial_goes_on_bit_identically(finished: Path, tmp_path: Path) 
     assert resumed.weights_sha256 == undisturbed.weights_sha256
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "other", "bits of a tensor", "bits of a name"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "other", "bits of a tensor", "bits of a name", "a bit of the directory"])
 def test_a_broken_checkpoint_is_set_aside_and_the_trial_starts_anew(finished: Path, tmp_path: Path, damage: str) -> None:
     calls = iter(range(10_000))
     with pytest.raises(TrialInterrupted):
@@ -218,6 +218,10 @@ def test_a_broken_checkpoint_is_set_aside_and_the_trial_starts_anew(finished: Pa
         path.write_bytes(path.read_bytes()[:1000])
     elif damage == "foreign":
         path.write_bytes(b"not a checkpoint")
+    elif damage == "a bit of the directory":  # its place (Zip64): a seek there is an OSError with an errno
+        content = path.read_bytes()
+        place = content.rindex(b"PK\x06\x06") + 51
+        path.write_bytes(content[:place] + bytes([content[place] ^ 128]) + content[place + 1 :])
     elif damage.startswith("bits"):
         content = path.read_bytes()
         with zipfile.ZipFile(path) as archive:  # it stores its parts as they are

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -24,6 +23,7 @@ import torch.distributed as dist
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.temporary import meeting_place
 from hsakd.training.team import Team
 from hsakd.training.trial import RunContext, run_trial
 
@@ -49,7 +49,7 @@ def run_ranks(
     """
     spawn = multiprocessing.get_context("spawn")
     stop, processes, links = spawn.Event(), [], []
-    with tempfile.TemporaryDirectory(prefix=f"hsakd-{os.getpid()}-") as folder:  # after a kill the next sweep deletes it
+    with meeting_place() as folder:  # after a kill the next sweep deletes it
         try:
             for rank in range(context.num_ranks):
                 link, far_end = spawn.Pipe(duplex=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 
+from hsakd.temporary import delete_left_meeting_places
 from sweeps.engine.options import EngineOptions, Unfit
 from sweeps.packing import num_cores
 
@@ -30,7 +31,8 @@ def temporary_folder() -> Path:
     """
     roots = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm")]
     root = next((root for root in roots if len(str(root)) <= LONGEST_ROOT and os.access(root, os.W_OK)), roots[0])
-    for folder in (found for each in roots for found in each.glob("hsakd-*")):  # where trials of several ranks meet, too
+    delete_left_meeting_places()
+    for folder in root.glob("hsakd-*"):
         owner = re.fullmatch(r"hsakd-(\d+)-\w+", folder.name)
         if owner is not None and not Path(f"/proc/{owner[1]}").exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -156,16 +156,30 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
     if options.address is None and num_trials * options.cpus_per_trial > cores:  # a cluster's Ray starts no more than its CPUs allow
         fewer = "--loader-workers" if options.context.get("loader_workers") else "--trials-per-gpu"
         say(f"{num_trials} trials of {options.cpus_per_trial} CPUs each share {cores} CPU cores; fewer {fewer} may be faster")
+    if (enough := slots_by_cpus(options, nodes)) < num_trials:
+        each = f"{options.cpus_per_trial} CPUs each"
+        say(
+            f"the nodes' CPUs are enough for {enough} of {num_trials} trials at once, {each}; fewer --threads or --loader-workers use more GPUs"
+        )
     ranks = options.packing.ranks_per_trial
     if ranks > 1 and ranks > (largest := int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))):
         raise Unfit(f"--ranks-per-trial is {ranks}, but no node has more than {largest} GPUs; a trial's ranks are on one node")
 
 
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:
-    """Return how many trials may run at once: GPUs x trials per GPU, or CPUs / CPUs per trial; at least 1."""
+    """Return how many trials may run at once: GPUs x trials per GPU, as far as their nodes' CPUs suffice, or CPUs / CPUs per trial."""
     if options.gpus:
-        return options.packing.most_at_once(options.gpus)
+        return max(1, min(options.packing.most_at_once(options.gpus), slots_by_cpus(options, nodes)))
     return max(1, int(nodes.num_present) // options.cpus_per_trial)
+
+
+def slots_by_cpus(options: EngineOptions, nodes: Nodes) -> int:
+    """Return for how many trials on GPUs the CPUs of a cluster's nodes suffice, node by node; a local Ray is told of enough."""
+    most = options.packing.most_at_once(options.gpus)
+    if options.address is None or not nodes.fit:
+        return most
+    with_gpus = [(int(each["GPU"]), int(each.get("CPU", 0))) for each in nodes.fit.values() if each.get("GPU")]
+    return sum(min(options.packing.most_at_once(gpus), cpus // options.cpus_per_trial) for gpus, cpus in with_gpus)
 
 
 def planned_slots(options: EngineOptions) -> int:

@@ -62,11 +62,16 @@ def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> N
     options = EngineOptions(out=tmp_path, gpus=2, packing=Packing(trials_per_gpu=cores), threads=3)
     check_gpus(options, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
     assert said == [f"{2 * cores} trials of 3 CPUs each share {cores} CPU cores; fewer --trials-per-gpu may be faster"]
-    check_gpus(replace(options, address="auto"), Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
+    check_gpus(replace(options, address="auto"), Namespace(num_present=2.0, fit={}), said.append)  # type: ignore[arg-type]
     assert len(said) == 1
     loading = EngineOptions(out=tmp_path, gpus=2, context={"loader_workers": cores})
     check_gpus(loading, Namespace(num_present=2.0), said.append)  # type: ignore[arg-type]
     assert said[1:] == [f"2 trials of {1 + cores} CPUs each share {cores} CPU cores; fewer --loader-workers may be faster"]
+    node = Namespace(num_present=8.0, fit={"node": {"GPU": 8.0, "CPU": 16.0}})
+    clustered = EngineOptions(out=tmp_path, gpus=8, address="auto", context={"loader_workers": 4})
+    check_gpus(clustered, node, said.append)  # type: ignore[arg-type]
+    assert said.pop().startswith("the nodes' CPUs are enough for 3 of 8 trials at once, 5 CPUs each; fewer")
+    assert num_slots(clustered, node) == 3  # type: ignore[arg-type]
     on_cpus = EngineOptions(out=tmp_path, gpus=0, threads=cores + 1)
     check_gpus(on_cpus, Namespace(num_present=float(cores)), said.append)  # type: ignore[arg-type]
     assert said[2:] == [f"a trial's {cores + 1} CPUs share {cores} CPU cores; fewer --threads may be faster"]

@@ -298,7 +298,7 @@ def test_a_kill_of_the_trial_or_of_a_rank_leaves_no_rank(killed: str, photos: Pa
     if killed == "rank":
         assert "of 2 ended with exit status -9" in errors
     until(lambda: not any(map(is_running, ranks)), seconds=30)
-    left = list(Path(tempfile.gettempdir()).glob(f"hsakd-{trial.pid}-*"))
+    left = list(Path(tempfile.gettempdir()).glob(f"hsakd-ranks-*-{trial.pid}-*"))
     assert len(left) == (killed == "trial")
     shutil.rmtree(temporary_folder())  # as the next sweep begins
     assert not any(folder.exists() for folder in left)

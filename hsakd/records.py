@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,7 @@ from hsakd.config import TrialConfig, UnknownField
 SCHEMA_VERSION = 1
 MAPS = ("loss_terms", "versions")  # columns that Arrow reads as lists of pairs
 ROWS_DIGEST = b"rows_sha256"  # of a file's metadata: pages have checksums, names and types of columns have none
+ROWS_AT_ONCE = 1000  # as Python objects, of a plan that is digested
 TRIAL_NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a trial's id becomes a file name: no separators, no leading dot
 STATUSES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
 
@@ -277,14 +278,18 @@ def write_rows(path: Path, rows: Sequence[Row], record: type[Row]) -> None:
         [{name: list(value.items()) if isinstance(value, dict) else value for name, value in row.items()} for row in values],
         schema=schema_of(record),
     )
-    table = table.replace_schema_metadata({**table.schema.metadata, ROWS_DIGEST: digest_of(table.to_pylist())})
+    stored = (row for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE) for row in batch.to_pylist())
+    table = table.replace_schema_metadata({**table.schema.metadata, ROWS_DIGEST: digest_of(stored)})
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
-def digest_of(rows: list[dict[str, Any]]) -> bytes:
+def digest_of(rows: Iterable[dict[str, Any]]) -> bytes:
     """Return the hexadecimal sha256 of a table's rows, names of columns included."""
-    return hashlib.sha256(repr(rows).encode()).hexdigest().encode()
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(row).encode())
+    return digest.hexdigest().encode()
 
 
 class DamagedFile(ValueError):

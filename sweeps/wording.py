@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 
 from hsakd.records import PlanEntry, TrialRecord
 
@@ -21,8 +22,13 @@ def row_of(entry: PlanEntry) -> str:
     if entry.purpose != "report":
         return entry.purpose
     if entry.study == "transfer":
-        return f"transfer to {json.loads(entry.config_json)['data']['dataset']}: {entry.method}"
+        return f"transfer to {_dataset_of(entry.config_json)}: {entry.method}"
     return f"{entry.study}: {entry.method}" if entry.study else entry.method
+
+
+@cache  # asked for at each refresh of the view
+def _dataset_of(config_json: str) -> str:
+    return str(json.loads(config_json)["data"]["dataset"])
 
 
 def name_of(entry: PlanEntry) -> str:

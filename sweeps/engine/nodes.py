@@ -157,9 +157,9 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
         fewer = "--loader-workers" if options.context.get("loader_workers") else "--trials-per-gpu"
         say(f"{num_trials} trials of {options.cpus_per_trial} CPUs each share {cores} CPU cores; fewer {fewer} may be faster")
     if (enough := slots_by_cpus(options, nodes)) < num_trials:
-        each = f"{options.cpus_per_trial} CPUs each"
         say(
-            f"the nodes' CPUs are enough for {enough} of {num_trials} trials at once, {each}; fewer --threads or --loader-workers use more GPUs"
+            f"the nodes' CPUs are enough for {enough} of {num_trials} trials at once, {options.cpus_per_trial} CPUs each; "
+            "fewer --threads or --loader-workers use more GPUs"
         )
     ranks = options.packing.ranks_per_trial
     if ranks > 1 and ranks > (largest := int(max(resources.get("GPU", 0) for resources in nodes.fit.values()))):

@@ -75,6 +75,7 @@ def test_a_data_set_is_fetched_where_that_is_asked_for(tmp_path: Path, monkeypat
 def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "trial.json").write_text(BASELINE.to_json())
+    (tmp_path / "cifar.json").write_text(replace(BASELINE, data=DataConfig(dataset="cifar100")).to_json())
     out = tmp_path / "out"
     for arguments, sentence in (
         (("nothing", "--out", out), f"trial is 'nothing'; accepted: a trial id of {out}, or a JSON file"),
@@ -82,6 +83,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
         ((tmp_path / "trial.json", "--out", out, "--device", "abacus"), "--device is abacus; accepted"),
         ((tmp_path / "trial.json", "--out", out, "--threads", "0"), "--threads is 0; accepted: 1 or more"),
         ((tmp_path / "trial.json", "--out", tmp_path / "text.json"), "text.json; accepted: a folder"),
+        ((tmp_path / "cifar.json", "--out", out / "deep", "--data-dir", tmp_path), "cifar100: torchvision's files are not in"),
     ):
         result = command(*arguments)
         assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr

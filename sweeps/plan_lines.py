@@ -67,8 +67,9 @@ def place(entry: PlanEntry) -> tuple[str, ...]:
 
 def schedule_of(config: dict[str, Any]) -> tuple[str, int, int]:
     """Return what rows of one table share, of a configuration as a table: data (a held-out part aside), epochs and images of a step."""
-    optim = OptimConfig.from_dict(config.get("optim", {}))
-    return _data_of(json.dumps(config["data"], sort_keys=True)), optim.epochs, optim.batch_size
+    optim, usual = config.get("optim", {}), OptimConfig()
+    data = _data_of(json.dumps(config.get("data"), sort_keys=True))
+    return data, optim.get("epochs", usual.epochs), optim.get("batch_size", usual.batch_size)
 
 
 @lru_cache(maxsize=64)
@@ -76,5 +77,5 @@ def _data_of(text: str) -> str:
     """Return a data configuration with the neutral fields that an older version's text lacks."""
     try:
         return json.dumps(replace(DataConfig.from_dict(json.loads(text)), validation_fraction=0.0).to_dict(), sort_keys=True)
-    except ValueError:  # of other code: of no schedule that is known here
+    except (ValueError, AttributeError):  # of other code: of no schedule that is known here
         return text

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.aggregate import PAIRS
-from analysis.compact import INDEX_SCHEMA, PARTITIONS, ROWS_PER_GROUP, compact
+from analysis.compact import INDEX_SCHEMA, PARTITIONS, ROWS_PER_GROUP, compact, small_files
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.network_table import network_table
 from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, TRIAL_SCHEMA, PlanEntry, ResultStore, TrialRecord
@@ -153,7 +153,8 @@ def write_small(store: ResultStore, records: Sequence[TrialRecord], epochs: int)
 
 
 def write_compacted(root: Path, records: list[TrialRecord], epochs: int) -> None:
-    """Write a generation as `compact` would, without 2 x `records` small files first."""
+    """Write a generation as `compact` would, and beside it the trials' small files that a compaction leaves, of which a reader sees only
+    that they are as they were: they are empty here."""
     folder = root / "compacted" / "synthetic"
     (folder / "trials").mkdir(parents=True)
     (folder / "epochs").mkdir()
@@ -165,7 +166,15 @@ def write_compacted(root: Path, records: list[TrialRecord], epochs: int) -> None
             per_group = max(1, ROWS_PER_GROUP // epochs)
             for start in range(0, len(mine), per_group):
                 writer.write_table(epoch_table([record.trial_id for record in mine[start : start + per_group]], epochs, rng))
-    index = {"trial_id": [record.trial_id for record in records], "mtime_ns": [0] * len(records), "size": [0] * len(records)}
+    store = ResultStore(root)
+    for record in records:
+        store.trial_path(record.trial_id).touch()
+    left = small_files(root / "trials")
+    index = {
+        "trial_id": list(left),
+        "mtime_ns": [file.mtime_ns for file in left.values()],
+        "size": [file.size for file in left.values()],
+    }
     pq.write_table(pa.table(index, schema=INDEX_SCHEMA), folder / "index.parquet")
     (root / "compacted" / "CURRENT").write_text("synthetic\n")
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from hsakd.records import PlanEntry
 from sweeps.cli import SweepOptions
 from sweeps.plan_lines import lines_to_keep, rows_that_leave
@@ -70,3 +72,11 @@ def test_rows_of_another_schedule_leave_the_plan_and_are_named(tmp_path: Path) -
     kept = lines_to_keep(first, longer)
     assert kept == []
     assert rows_that_leave(first, kept, longer) == [f"KD of {PAIR}"]
+
+
+@pytest.mark.parametrize("config", [{}, {"data": {"colour": 1}, "optim": {"momentums": 2}}, {"data": None}])
+def test_lines_that_other_code_planned_leave_and_end_nothing(tmp_path: Path, config: dict[str, object]) -> None:
+    line = PlanEntry(
+        trial_id="a", purpose="report", method="KD", teacher="resnet14", student="resnet8_half", config_json=json.dumps(config)
+    )
+    assert lines_to_keep([line], work(tmp_path, PAIR, methods=("Student",))) == []

@@ -167,7 +167,7 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
 
 
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:
-    """Return how many trials may run at once: GPUs x trials per GPU, as far as nodes' CPUs suffice, or CPUs / CPUs per trial."""
+    """Return how many trials may run at once, at least 1: GPUs x trials per GPU if the CPUs suffice, or CPUs / CPUs per trial."""
     if options.gpus:
         return max(1, min(options.packing.most_at_once(options.gpus), slots_by_cpus(options, nodes)))
     return max(1, int(nodes.num_present) // options.cpus_per_trial)

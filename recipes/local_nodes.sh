@@ -10,6 +10,7 @@ port=${PORT:-$((20000 + $$ % 20000))}
 address="127.0.0.1:$port"
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0
 temporary=$(mktemp -d /tmp/hsakd-nodes-XXXXXX)  # short: Ray's sockets lie in it
+export NODE_LOG="$temporary/nodes.log"
 nodes=()
 driver=
 
@@ -19,16 +20,16 @@ stop_nodes() {
     rm -rf "$temporary"
 }
 trap stop_nodes EXIT
-trap '[ -n "$driver" ] && kill -TERM "$driver"' INT TERM
+trap 'if [ -n "$driver" ]; then kill -TERM "$driver"; else exit 130; fi' INT TERM
 
 start_node() {
-    "$ray" start --block --node-ip-address 127.0.0.1 --object-store-memory $((100 * 1024 * 1024)) "$@" >>"$temporary/nodes.log" 2>&1 &
+    "$here/recipes/ray_node.sh" --node-ip-address 127.0.0.1 --object-store-memory $((100 * 1024 * 1024)) "$@" &
     nodes+=("$!")
 }
 
 start_node --head --port "$port" --num-cpus 0 --num-gpus 0 --include-dashboard false --temp-dir "$temporary/ray"
 until "$ray" status --address "$address" >/dev/null 2>&1; do
-    kill -0 "${nodes[0]}" || { cat "$temporary/nodes.log" >&2; exit 1; }
+    kill -0 "${nodes[0]}" || { cat "$NODE_LOG" >&2; exit 1; }
     sleep 1
 done
 for _ in $(seq "${NODES:-2}"); do
@@ -37,6 +38,6 @@ done
 
 "$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &
 driver=$!
-status=0
-while kill -0 "$driver" 2>/dev/null; do wait "$driver" && status=0 || status=$?; done
+while kill -0 "$driver" 2>/dev/null; do wait "$driver" || true; done  # a signal ends a wait
+wait "$driver" && status=0 || status=$?
 exit "$status"

@@ -36,7 +36,7 @@ trap '[ -n "$driver" ] && kill -TERM "$driver"' USR1
 trap 'is_cancelled=yes; [ -n "$driver" ] && kill -TERM "$driver"' TERM
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" \
-    "$ray" start --block --head --port "$port" --node-ip-address "$head" --num-cpus "$SLURM_CPUS_PER_TASK" --include-dashboard false &
+    "$here/recipes/ray_node.sh" --head --port "$port" --node-ip-address "$head" --num-cpus "$SLURM_CPUS_PER_TASK" --include-dashboard false &
 steps+=("$!")
 until "$ray" status --address "$address" >/dev/null 2>&1; do
     kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head did not start on $head" >&2; exit 1; }
@@ -44,14 +44,14 @@ until "$ray" status --address "$address" >/dev/null 2>&1; do
 done
 if [ "${#hosts[@]}" -gt 1 ]; then
     srun --nodes=$((${#hosts[@]} - 1)) --ntasks=$((${#hosts[@]} - 1)) --exclude="$head" \
-        "$ray" start --block --address "$address" --num-cpus "$SLURM_CPUS_PER_TASK" &
+        "$here/recipes/ray_node.sh" --address "$address" --num-cpus "$SLURM_CPUS_PER_TASK" &
     steps+=("$!")
 fi
 
 "$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &
 driver=$!
-status=0
-while kill -0 "$driver" 2>/dev/null; do wait "$driver" && status=0 || status=$?; done
+while kill -0 "$driver" 2>/dev/null; do wait "$driver" || true; done  # a signal ends a wait
+wait "$driver" && status=0 || status=$?
 if [ "$status" = 130 ] && [ -z "$is_cancelled" ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi

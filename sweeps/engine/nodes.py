@@ -17,7 +17,7 @@ from sweeps.packing import num_cores
 from sweeps.wording import counted
 
 NODE_CHECK_SECONDS = 300.0
-JOIN_SECONDS = 60.0
+JOIN_SECONDS = 180.0  # Ray gives a node 30 s to come up, recipes/ray_node.sh three such starts
 
 
 def check_node(expected: Expected, data: DataConfig | None, data_dir: Path | None) -> str:

@@ -114,7 +114,7 @@ def test_the_first_node_of_a_cluster_is_waited_for_and_with_require_gpus_all(tmp
         return nodes
 
     assert waited(3, 5).num_present == 2
-    assert said == ["the cluster has 0 CPUs yet; waiting for more, up to 60 s"]
+    assert said == ["the cluster has 0 CPUs yet; waiting for more, up to 180 s"]
     assert waited(3, 5, gpus=4).num_present == 2
     assert waited(3, 5, gpus=4, requires_gpus=True).num_present == 4
     monkeypatch.setattr("sweeps.engine.nodes.JOIN_SECONDS", 0.2)

@@ -85,6 +85,37 @@ def test_the_slurm_recipes_example_is_one_that_the_parser_accepts() -> None:
     assert options.gpus == nodes * gpus
 
 
+def node_script(tmp_path: Path, ray: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command that keeps a Ray node whose `ray` is a shell script, and its environment; each start is a line of `starts`."""
+    tool = tmp_path / "ray"
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/starts\n{ray}')
+    tool.chmod(0o755)
+    return [str(RECIPES / "ray_node.sh"), "--address", "HEAD:6379"], {**os.environ, "RAY": str(tool), "NODE_LOG": str(tmp_path / "log")}
+
+
+def test_a_node_that_does_not_come_up_is_started_again_and_stops_when_told(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    command, values = node_script(tmp_path, f"[ $(wc -l < {starts}) -gt 1 ] || exit 1\necho up\nexec sleep 100")
+    node = subprocess.Popen(command, env=values, stderr=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 30
+    while not (tmp_path / "log").exists() or (tmp_path / "log").read_text() != "up\n":
+        assert time.monotonic() < limit
+        assert node.poll() is None
+        time.sleep(0.05)
+    node.terminate()
+    _, said = node.communicate(timeout=30)
+    assert node.returncode == 0
+    assert said == "a Ray node did not come up (status 1, start 1 of 3)\n"
+    assert starts.read_text() == "start --block --address HEAD:6379\n" * 2
+
+
+def test_a_node_that_never_comes_up_is_given_up(tmp_path: Path) -> None:
+    command, values = node_script(tmp_path, "exit 7")
+    node = subprocess.run(command, env=values, capture_output=True, text=True, timeout=30, check=False)
+    assert node.returncode == 7
+    assert node.stderr.splitlines()[-1] == "a Ray node did not come up (status 7, start 3 of 3)"
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_on_several_local_nodes_and_leaves_no_process(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -134,7 +165,7 @@ def test_a_slurm_job_that_is_signalled_checkpoints_and_is_requeued(tmp_path: Pat
     output, _ = job.communicate(timeout=300)
     assert job.returncode == 130, output
     assert requeued.read_text() == f"requeue {os.getpid()}\n"
-    assert re.fullmatch(r"cores 2: \S*ray start .* --num-cpus 2 .*\n", steps.read_text())
+    assert re.fullmatch(r"cores 2: \S*ray_node.sh --head .* --num-cpus 2 .*\n", steps.read_text())
     again = subprocess.run(line, env={**values, "HSAKD_TEST_EPOCH_SECONDS": "0"}, capture_output=True, text=True, timeout=400, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     assert requeued.read_text().count("requeue") == 1

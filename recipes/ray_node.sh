@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# One Ray node until it is told to stop (TERM): recipes/ray_node.sh ARGUMENTS OF RAY START. Ray gives a node up that isn't up within 30 s,
+# as happens on a busy machine; it is started again then, up to three times. Ray's words go to NODE_LOG, or to stderr.
+set -u
+ray=${RAY:-ray}
+attempts=3
+seconds=120  # a node that ends later than this had come up, and stays ended
+node=
+is_told=
+trap 'is_told=yes; [ -n "$node" ] && kill -TERM "$node" 2>/dev/null' INT TERM
+
+for attempt in $(seq "$attempts"); do
+    began=$SECONDS
+    "$ray" start --block "$@" >>"${NODE_LOG:-/dev/stderr}" 2>&1 &
+    node=$!
+    while kill -0 "$node" 2>/dev/null; do wait "$node" || true; done  # a signal ends a wait
+    wait "$node" && status=0 || status=$?
+    [ -n "$is_told" ] && exit 0
+    [ "$status" != 0 ] && [ $((SECONDS - began)) -lt "$seconds" ] || exit "$status"
+    echo "a Ray node did not come up (status $status, start $attempt of $attempts)" >&2
+done
+exit "$status"

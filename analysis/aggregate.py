@@ -16,7 +16,8 @@ from analysis.compact import PARTITIONS, Generation, Small, current, merged_ids,
 from analysis.configurations import check, facts_of, settings_of
 from analysis.inference import Summary, summarize
 from analysis.table import Cell
-from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry, read_rows
+from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, PlanEntry
+from hsakd.store import read_rows
 
 T = TypeVar("T")
 READ_ATTEMPTS = 8  # compactions that may overtake one reader

@@ -18,7 +18,7 @@ from analysis.artefact import Drawing, NotAsked, NothingToShow, Options, discove
 from analysis.drawing import rendered
 from analysis.report import render
 from analysis.table import Table
-from hsakd.records import replacing
+from hsakd.files import replacing
 
 T = TypeVar("T")
 ONLY_IN_FILES = ("cost", "equal_teacher", "networks", "search_summary")  # what is printed is the accuracies: Table 1, 2 and the studies

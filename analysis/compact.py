@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from analysis.configurations import check
-from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, STATUSES, TRIAL_SCHEMA, replacing
+from hsakd.files import replacing
+from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, STATUSES, TRIAL_SCHEMA
 
 INDEX_SCHEMA = pa.schema([("trial_id", pa.string()), ("mtime_ns", pa.int64()), ("size", pa.int64())])
 REQUIRED = ("config_json", "dataset", "network", "seed", "status", "trial_id")

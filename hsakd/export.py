@@ -12,9 +12,11 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from hsakd.files import replacing
 from hsakd.models import HierarchicalNet
 from hsakd.models.checkpoints import save_weights
-from hsakd.records import ResultStore, TrialRecord, replacing
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from hsakd.training.deployed import ModelCard, deployed_network
 
 WEIGHTS_FILE, CARD_FILE = "model.safetensors", "model.json"

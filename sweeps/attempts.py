@@ -2,7 +2,7 @@
 
 import traceback
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 
 ATTEMPT_MARK = "=== attempt"
 OUT_OF_MEMORY = "TrialOutOfMemory"

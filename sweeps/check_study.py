@@ -8,7 +8,7 @@ import tyro
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.cli import parse, refuse, run_command
 from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
 from sweeps.status import read_records

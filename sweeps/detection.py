@@ -4,7 +4,8 @@ import sys
 from dataclasses import replace
 
 from hsakd.config import DETECTION_DATASET, DETECTOR_BACKBONES, DataConfig, DetectionConfig, OptimConfig, TrialConfig
-from hsakd.records import PlanEntry, ResultStore
+from hsakd.records import PlanEntry
+from hsakd.store import ResultStore
 from sweeps.cli import DetectionOptions
 from sweeps.presets import with_epochs
 from sweeps.transfer import complete_students

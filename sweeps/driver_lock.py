@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.cli import refuse
 from sweeps.status import describe_driver
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from hsakd.bank_size import bank_bytes
 from hsakd.config import DataConfig, TrialConfig
 from hsakd.dataset_table import DATASET_TABLE, DatasetFacts
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.term_table import facts_of_terms
 from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel

@@ -15,7 +15,8 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
-from hsakd.records import EpochMetrics, OtherVersion, PruningRow, ResultStore, TrialRecord, write_rows
+from hsakd.records import EpochMetrics, PruningRow, TrialRecord
+from hsakd.store import OtherVersion, ResultStore, write_rows
 from sweeps.cli import parse, refuse, run_command
 from sweeps.search import PROTECTED, TRIAL_ID, make_pruner, open_storage
 

@@ -14,7 +14,9 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from hsakd.config import TrialConfig
-from hsakd.records import FULL_DISK, DamagedFile, PlanEntry, ResultStore, TrialRecord
+from hsakd.files import FULL_DISK
+from hsakd.records import PlanEntry, TrialRecord
+from hsakd.store import DamagedFile, ResultStore
 from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
 from sweeps.cost import CostModel, cost_of
 from sweeps.driver_lock import driver_lock

@@ -10,7 +10,8 @@ from typing import Literal
 import tyro
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import parse, refuse, run_command
 from sweeps.driver_lock import driver_lock
 

@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, PlanEntry, TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.cost import CostModel, cost_of
 from sweeps.presets import PRESETS, TUNED

@@ -8,8 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hsakd.config import TrialConfig
+from hsakd.files import replacing
 from hsakd.models.checkpoints import weights_sha256
-from hsakd.records import ResultStore, TrialRecord, replacing
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 
 
 class TeacherSource:

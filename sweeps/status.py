@@ -12,7 +12,8 @@ from pathlib import Path
 import tyro
 
 from hsakd.config import TrialConfig
-from hsakd.records import OtherVersion, PlanEntry, ResultStore, TrialRecord
+from hsakd.records import PlanEntry, TrialRecord
+from hsakd.store import OtherVersion, ResultStore
 from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
 from sweeps.wording import counted, judged, pair_of, row_of

@@ -9,7 +9,8 @@ from typing import Literal
 
 from hsakd.dataset_table import DATASET_TABLE, OWN_IMAGES
 from hsakd.image_folder import scan_image_folder
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.presets import BACKBONE_METHODS, PRESETS, TUNED
 

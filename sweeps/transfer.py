@@ -7,7 +7,8 @@ from dataclasses import replace
 from hsakd.config import OptimConfig, TrialConfig
 from hsakd.dataset_table import OWN_IMAGES, stored_size
 from hsakd.image_folder import scan_image_folder
-from hsakd.records import PlanEntry, ResultStore
+from hsakd.records import PlanEntry
+from hsakd.store import ResultStore
 from sweeps.cli import TransferOptions
 from sweeps.presets import with_epochs
 from sweeps.worklist import data_of

@@ -16,7 +16,7 @@ from hsakd.data import load_dataset, normalize
 from hsakd.export import ExportOptions, export_trial, main
 from hsakd.models import create_network
 from hsakd.models.checkpoints import load_weights
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 
 DATA = DataConfig(dataset="digits", train_subset=200)

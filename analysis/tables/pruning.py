@@ -3,7 +3,8 @@
 from analysis.aggregate import Results
 from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.table import Cell, Table
-from hsakd.records import PruningRow, read_rows
+from hsakd.records import PruningRow
+from hsakd.store import read_rows
 
 PRUNING_FILE = "pruning.parquet"
 

@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hsakd.files import replacing
 from hsakd.models.authors import authors_keys, has_authors_layout
 from hsakd.models.network import HierarchicalNet
-from hsakd.records import replacing
 
 Origin = Literal["ours", "hsakd", "crd", "sskd", "torchvision", "plain"]
 Layout = Literal["ours", "hsakd"]

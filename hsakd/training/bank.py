@@ -31,8 +31,8 @@ from hsakd.data.datasets import DATASETS
 from hsakd.data.streams import TrainingData
 from hsakd.data.views import Batch, ViewSpace
 from hsakd.devices import sent
+from hsakd.files import replacing
 from hsakd.models import HierarchicalNet
-from hsakd.records import replacing
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions, prefers_channels_last
 
 DEFAULT_SHARE_OF_FREE_DISK = 0.5

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hsakd.records import replacing
+from hsakd.files import replacing
 
 RESUME_FILE = "resume.pt"
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError, KeyError, zipfile.BadZipFile, zlib.error, OverflowError)

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from hsakd.data import DATASETS
 from hsakd.models import HierarchicalNet, count_parameters, create_network
 from hsakd.models.checkpoints import load_weights, read_metadata, weights_sha256
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,10 +18,11 @@ from torchvision.models.detection import FasterRCNN
 
 from hsakd.config import DETECTION_DATASET, TrialConfig
 from hsakd.data.voc import CLASSES, Objects, VocImages, read_voc
+from hsakd.files import replacing
 from hsakd.models import count_parameters
 from hsakd.models.checkpoints import weights_sha256
 from hsakd.models.detector import build_detector
-from hsakd.records import EpochMetrics, TrialRecord, replacing
+from hsakd.records import EpochMetrics, TrialRecord
 from hsakd.seeds import seed_of
 from hsakd.training.average_precision import Detections, mean_average_precision, require_pycocotools
 from hsakd.training.checkpoint import discard_unfinished, load_resume, save_resume

@@ -22,10 +22,12 @@ from safetensors.torch import load_file
 from hsakd.config import NumericsConfig, TrialConfig
 from hsakd.data.streams import TrainingData, open_dataset
 from hsakd.devices import parameter_dtype
+from hsakd.files import is_passing
 from hsakd.losses.objective import Objective
 from hsakd.models import HierarchicalNet, count_multi_adds, count_parameters, create_network
 from hsakd.models.checkpoints import load_weights, save_weights, weights_sha256
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord, is_passing, predictions_columns
+from hsakd.records import EpochMetrics, TrialRecord, predictions_columns
+from hsakd.store import ResultStore
 from hsakd.training.bank import open_predictions
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointCorrupt
 from hsakd.training.loop import FitResult, LoopHooks, TrialInterrupted, fit

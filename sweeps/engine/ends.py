@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hsakd.config import TrialConfig
-from hsakd.records import FULL_DISK, EpochMetrics, TrialRecord, predictions_columns
+from hsakd.files import FULL_DISK
+from hsakd.records import EpochMetrics, TrialRecord, predictions_columns
 from sweeps.attempts import WorkerDied, note_error, ran_out_of_host_memory, ran_out_of_memory, read_errors
 from sweeps.engine.options import STOP_FILE, EngineOptions
 from sweeps.schedule import Schedule

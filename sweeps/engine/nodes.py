@@ -10,7 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hsakd.config import DataConfig
-from hsakd.records import replacing
+from hsakd.files import replacing
 from sweeps.engine.options import EngineOptions, Unfit
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import num_cores

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter
 
-from hsakd.records import FULL_DISK
+from hsakd.files import FULL_DISK
 from sweeps.attempts import LOW_MEMORY
 from sweeps.engine.cluster import ray_cluster, temporary_folder
 from sweeps.engine.ends import touch_if_possible

@@ -12,7 +12,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import ConcurrencyLimiter
 
-from hsakd.records import replacing
+from hsakd.files import replacing
 from sweeps.engine.ends import touch_if_possible
 from sweeps.engine.nodes import num_slots
 from sweeps.engine.options import STOP_FILE

@@ -12,7 +12,9 @@ import ray
 from ray import tune
 
 from hsakd.config import TrialConfig
-from hsakd.records import FULL_DISK, EpochMetrics, ResultStore, TrialRecord
+from hsakd.files import FULL_DISK
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from sweeps.attempts import note_error, read_errors
 from sweeps.engine.options import STOP_FILE
 from sweeps.fitness import Expected, node_problem

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
-from hsakd.records import EpochMetrics, PlanEntry, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, PlanEntry, TrialRecord
+from hsakd.store import ResultStore
 from sweeps.presets import PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `browser`

@@ -25,7 +25,8 @@ from analysis.tables import cost, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
 from hsakd.config import OptimConfig
 from hsakd.network_table import network_table
-from hsakd.records import PruningRow, write_rows
+from hsakd.records import PruningRow
+from hsakd.store import write_rows
 
 Make = Callable[..., Any]
 HAS_LATEX = bool(

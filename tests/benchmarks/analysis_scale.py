@@ -24,7 +24,8 @@ from analysis.aggregate import PAIRS
 from analysis.compact import INDEX_SCHEMA, PARTITIONS, ROWS_PER_GROUP, compact, small_files
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.network_table import network_table
-from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, TRIAL_SCHEMA, PlanEntry, ResultStore, TrialRecord
+from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, TRIAL_SCHEMA, PlanEntry, TrialRecord
+from hsakd.store import ResultStore
 
 MEASURE = """
 import resource, sys, time

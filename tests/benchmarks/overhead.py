@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
-from hsakd.records import PlanEntry, ResultStore
+from hsakd.records import PlanEntry
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.engine.options import EngineOptions
 from sweeps.engine.run import run_schedule

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.cost import cost_of
 from sweeps.schedule import Schedule

@@ -17,7 +17,7 @@ from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfi
 from hsakd.data.datasets import load_dataset
 from hsakd.models import create_network
 from hsakd.models.checkpoints import load_weights
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.evaluate import evaluate
 from hsakd.training.loop import epoch_stream, gather_batch, make_optimizer
 from hsakd.training.trial import RunContext, run_trial

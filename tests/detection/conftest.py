@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import PlanEntry, ResultStore
+from hsakd.records import PlanEntry
+from hsakd.store import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `small_voc`

@@ -12,7 +12,7 @@ import pytest
 from small_voc import STUDENT
 
 from hsakd.config import DetectionConfig, TrialConfig
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.cli import DetectionOptions
 from sweeps.cost import CostModel, cost_of, kind_of
 from sweeps.detection import DETECTION_OPTIM, detection_work, detector_of

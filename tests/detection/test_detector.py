@@ -15,7 +15,8 @@ from hsakd.data.voc import read_voc
 from hsakd.models import create_network
 from hsakd.models.checkpoints import read_metadata, weights_sha256
 from hsakd.models.detector import build_detector
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from hsakd.training.average_precision import mean_average_precision
 from hsakd.training.deployed import deployed_network
 from hsakd.training.detection import LOSSES, find_objects

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.check_study import differences
 from sweeps.fitness import TOKEN_FILE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.check_study import differences
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

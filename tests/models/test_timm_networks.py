@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.models import count_multi_adds, create_network
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import SweepOptions
 from sweeps.cost import cost_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 
 ROOT = Path(__file__).parents[2]
 

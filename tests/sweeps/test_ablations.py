@@ -13,7 +13,7 @@ import pytest
 
 from hsakd.config import TrialConfig
 from hsakd.data.splits import few_shot_subset
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.ablations import STUDIES, ablation_work
 from sweeps.cli import AblationOptions
 from sweeps.plan_lines import lines_to_keep

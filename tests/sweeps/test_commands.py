@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import PlanEntry, ResultStore, TrialRecord, write_rows
+from hsakd.records import PlanEntry, TrialRecord
+from hsakd.store import ResultStore, write_rows
 from sweeps.cli import SweepOptions
 from sweeps.run_pairs import earlier_plan
 from sweeps.worklist import known_work

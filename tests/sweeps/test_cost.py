@@ -8,7 +8,8 @@ import pytest
 from hsakd.config import DataConfig, FolderConfig, NumericsConfig
 from hsakd.data import DATASETS
 from hsakd.dataset_table import DATASET_TABLE
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.cost import ASSUMED_RATES, CostModel, cost_of
 from sweeps.forecast import Job, bank_needs, forecast, makespan, read_done, read_searched, unique_trials, weights_bytes_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = ["--preset", "digits", "--pairs", "resnet14-resnet8_half", "--methods", "HSAKD*", "--seeds", "1", "--epochs", "1"]

@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from hsakd.config import DataConfig, TrialConfig
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.search import open_storage
 
 ROOT = Path(__file__).parents[2]

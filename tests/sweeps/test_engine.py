@@ -16,7 +16,8 @@ import pytest
 
 from hsakd.config import DataConfig, TrialConfig
 from hsakd.data import DataMissing
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from sweeps import packing
 from sweeps.attempts import note_error, read_errors
 from sweeps.check_study import differences

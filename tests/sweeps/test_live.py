@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.engine.watch import write_progress
 from sweeps.live import SweepView

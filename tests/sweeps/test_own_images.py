@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hsakd.data.folder import decode_image
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """\

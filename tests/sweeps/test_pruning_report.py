@@ -6,7 +6,8 @@ import optuna
 import pytest
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, PruningRow, ResultStore, TrialRecord, read_rows
+from hsakd.records import EpochMetrics, PruningRow, TrialRecord
+from hsakd.store import ResultStore, read_rows
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.pruning_report import describe, main, rows_of

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions, parse
 from sweeps.status import read_progress
 

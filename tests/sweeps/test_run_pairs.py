@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from sweeps.engine.cluster import check_address
 from sweeps.engine.options import Unfit
 from sweeps.packing import num_cores

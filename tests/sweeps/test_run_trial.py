@@ -12,7 +12,7 @@ from filelock import FileLock
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.models import create_network
 from hsakd.models.checkpoints import save_weights
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 
 ROOT = Path(__file__).parents[2]

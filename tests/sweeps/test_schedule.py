@@ -8,7 +8,8 @@ import pytest
 
 from hsakd.config import TrialConfig
 from hsakd.network_table import network_table
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions
 from sweeps.run_pairs import conclude
 from sweeps.schedule import Schedule

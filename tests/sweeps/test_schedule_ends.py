@@ -7,7 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.schedule import Schedule

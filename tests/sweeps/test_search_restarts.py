@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from sweeps.check_study import differences
 from sweeps.cli import SweepOptions
 from sweeps.run_pairs import check_studies

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore, TrialRecord, checked_name
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore, checked_name
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import SweepOptions, parse_time
 from sweeps.forecast import read_shared, unique_trials

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hsakd.config import TrialConfig
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions, parse
 from sweeps.schedule import Schedule
 from sweeps.search import PairSearch, make_pruner, open_storage

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from sweeps.ablations import ablation_work
 from sweeps.cli import AblationOptions, SweepOptions
 from sweeps.schedule import Schedule

@@ -19,7 +19,8 @@ from torchvision.datasets import CIFAR100
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.models import HierarchicalNet, create_network
 from hsakd.models.checkpoints import load_weights, save_weights
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import SweepOptions
 from sweeps.teacher_files import PUBLISHED_TOP1, describe_files, doubt, import_files, teacher_files

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hsakd.records import ResultStore, TrialRecord
+from hsakd.records import TrialRecord
+from hsakd.store import ResultStore
 from sweeps.cli import SweepOptions, TransferOptions
 from sweeps.plan_lines import lines_to_keep
 from sweeps.transfer import transfer_work

@@ -14,7 +14,8 @@ from hsakd.banks import main as banks_main
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.export import ExportOptions
 from hsakd.export import main as export_main
-from hsakd.records import EpochMetrics, ResultStore, TrialRecord
+from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.store import ResultStore
 from hsakd.training.trial import RunContext, TrialInterrupted, run_trial
 from sweeps.run_trial import find_config
 

@@ -11,7 +11,7 @@ from hsakd.config import DataConfig, NumericsConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.losses import Objective
 from hsakd.models import create_network
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.checkpoint import RESUME_FILE
 from hsakd.training.stages import term_context
 from hsakd.training.trial import RunContext, TrialInterrupted, run_trial

@@ -14,7 +14,7 @@ from hsakd.data import load_dataset
 from hsakd.losses import Objective
 from hsakd.models import HierarchicalNet, create_network
 from hsakd.models.checkpoints import load_weights
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.evaluate import evaluate
 from hsakd.training.loop import RunningLosses, gather_batch, make_optimizer, training_step
 from hsakd.training.mutual import attach_peer

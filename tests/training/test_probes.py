@@ -12,7 +12,7 @@ from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.models import create_network, network_names
 from hsakd.models.checkpoints import load_weights
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.loop import epoch_stream, gather_batch
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.transfer import PROBE_OPTIM

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.image_folder import scan_image_folder
-from hsakd.records import EpochMetrics, ResultStore
+from hsakd.records import EpochMetrics
+from hsakd.store import ResultStore
 from hsakd.training import loop
 from hsakd.training.checkpoint import RESUME_FILE, load_resume, save_resume
 from hsakd.training.ranks import run_rank
@@ -264,7 +265,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from hsakd.config import TrialConfig
-from hsakd.records import ResultStore
+from hsakd.store import ResultStore
 from hsakd.training.trial import RunContext, run_trial
 if __name__ == "__main__":
     out, photos, config = sys.argv[1:]

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
-from hsakd.records import EpochMetrics, ResultStore
+from hsakd.records import EpochMetrics
+from hsakd.store import ResultStore
 from hsakd.training.checkpoint import RESUME_FILE, CheckpointNotWritten
 from hsakd.training.evaluate import Accuracy, evaluate_batches
 from hsakd.training.predictions import LivePredictions

@@ -12,20 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hsakd.config import DataConfig, TrialConfig
-from hsakd.records import (
-    EPOCH_SCHEMA,
-    PLAN_SCHEMA,
-    TRIAL_SCHEMA,
-    DamagedFile,
-    EpochMetrics,
-    OtherVersion,
-    PlanEntry,
-    ResultStore,
-    TrialRecord,
-    read_rows,
-    replacing,
-    write_rows,
-)
+from hsakd.files import replacing
+from hsakd.records import EPOCH_SCHEMA, PLAN_SCHEMA, TRIAL_SCHEMA, EpochMetrics, PlanEntry, TrialRecord
+from hsakd.store import DamagedFile, OtherVersion, ResultStore, read_rows, write_rows
 
 CONFIG = TrialConfig(network="resnet8", data=DataConfig(dataset="digits"), taps=())
 RECORD = TrialRecord(

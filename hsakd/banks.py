@@ -13,11 +13,11 @@ import tyro
 
 from hsakd.config import NumericsConfig, ObjectiveConfig, TrialConfig
 from hsakd.data import load_dataset
+from hsakd.data.batches import gather_batch
 from hsakd.data.views import ViewSpace, rotate_rows
 from hsakd.devices import parameter_dtype
 from hsakd.store import ResultStore
 from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, is_in_use, locked
-from hsakd.training.loop import gather_batch
 from hsakd.training.trial import RunContext, set_numerics, teacher_predictions
 
 

@@ -27,7 +27,8 @@ from hsakd.seeds import seed_of
 from hsakd.training.average_precision import Detections, mean_average_precision, require_pycocotools
 from hsakd.training.checkpoint import discard_unfinished, load_resume, save_resume
 from hsakd.training.deployed import deployed_network
-from hsakd.training.loop import LoopHooks, RunningLosses, TrialInterrupted, learning_rate_at, make_optimizer
+from hsakd.training.loop import LoopHooks, TrialInterrupted, learning_rate_at
+from hsakd.training.step import RunningLosses, make_optimizer
 from hsakd.training.trial import (
     RunContext,
     checked_requirement,

@@ -14,9 +14,10 @@ import torch
 import tyro
 
 from hsakd.config import ObjectiveConfig, OptimConfig
+from hsakd.data.batches import gather_batch
 from hsakd.losses import Objective
 from hsakd.models import create_network
-from hsakd.training.loop import RunningLosses, gather_batch, make_optimizer, training_step
+from hsakd.training.step import RunningLosses, make_optimizer, training_step
 from tests.benchmarks.step import synthetic_data
 
 

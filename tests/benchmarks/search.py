@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
+from hsakd.data.batches import epoch_stream, gather_batch
 from hsakd.data.datasets import load_dataset
 from hsakd.models import create_network
 from hsakd.models.checkpoints import load_weights
 from hsakd.store import ResultStore
 from hsakd.training.evaluate import evaluate
-from hsakd.training.loop import epoch_stream, gather_batch, make_optimizer
+from hsakd.training.step import make_optimizer
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.cli import parse
 from tests.benchmarks.reference import reference_losses

@@ -23,6 +23,7 @@ from hsakd.banks import BankOptions
 from hsakd.banks import main as banks_main
 from hsakd.config import DataConfig, NumericsConfig
 from hsakd.data import load_dataset
+from hsakd.data.batches import gather_batch
 from hsakd.data.datasets import Dataset
 from hsakd.data.views import Batch, ViewSpace, rotate_rows
 from hsakd.models import HierarchicalNet, create_network
@@ -36,7 +37,6 @@ from hsakd.training.bank import (
     full_bytes,
     open_predictions,
 )
-from hsakd.training.loop import gather_batch
 from hsakd.training.predictions import LivePredictions, Predictions, TeacherPredictions
 
 if TYPE_CHECKING:

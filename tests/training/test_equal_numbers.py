@@ -8,11 +8,13 @@ import torch
 
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
+from hsakd.data.batches import epoch_stream, gather_batch
 from hsakd.losses import Objective
 from hsakd.models import create_network
 from hsakd.training.bank import open_predictions
-from hsakd.training.loop import LoopHooks, RunningLosses, epoch_stream, fit, gather_batch, make_optimizer, training_step
+from hsakd.training.loop import LoopHooks, fit
 from hsakd.training.predictions import LivePredictions, TeacherPredictions, prefers_channels_last
+from hsakd.training.step import RunningLosses, make_optimizer, training_step
 from sweeps.presets import SLOW_LEARNERS
 from tests.benchmarks.reference import reference_losses
 

@@ -12,13 +12,15 @@ from torch.utils._pytree import tree_leaves
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
+from hsakd.data.batches import epoch_stream, gather_batch
 from hsakd.losses import LOSS_TERMS, Objective
 from hsakd.models import HierarchicalNet, create_network
 from hsakd.models.backbone import NETWORKS
 from hsakd.network_table import network_table
-from hsakd.training.loop import RunningLosses, compute_loss, epoch_stream, gather_batch, learning_rate_at, make_optimizer, training_step
+from hsakd.training.loop import learning_rate_at
 from hsakd.training.predictions import LivePredictions
 from hsakd.training.stages import term_context, training_stages
+from hsakd.training.step import RunningLosses, compute_loss, make_optimizer, training_step
 from sweeps.presets import COMPARATORS
 
 TERMS = {

@@ -11,13 +11,14 @@ from safetensors.torch import load_file
 
 from hsakd.config import DataConfig, NumericsConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
+from hsakd.data.batches import gather_batch
 from hsakd.losses import Objective
 from hsakd.models import HierarchicalNet, create_network
 from hsakd.models.checkpoints import load_weights
 from hsakd.store import ResultStore
 from hsakd.training.evaluate import evaluate
-from hsakd.training.loop import RunningLosses, gather_batch, make_optimizer, training_step
 from hsakd.training.mutual import attach_peer
+from hsakd.training.step import RunningLosses, make_optimizer, training_step
 from hsakd.training.trial import PEER_WEIGHTS_FILE, RunContext, TrialInterrupted, run_trial
 from sweeps.cli import SweepOptions
 from sweeps.presets import ONLINE

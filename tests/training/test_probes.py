@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from hsakd.config import DataConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data import load_dataset
+from hsakd.data.batches import epoch_stream, gather_batch
 from hsakd.models import create_network, network_names
 from hsakd.models.checkpoints import load_weights
 from hsakd.store import ResultStore
-from hsakd.training.loop import epoch_stream, gather_batch
 from hsakd.training.trial import RunContext, run_trial
 from sweeps.transfer import PROBE_OPTIM
 

@@ -136,56 +136,61 @@ def run_trial(
         network = _initialized_network(config, dataset, store).to(device)
         predictions = teacher_predictions(config, dataset, context, device)
         fit_result = _fit_from_checkpoint(config, network, dataset, predictions, device, context, hooks, team)
-    epochs, accuracy = fit_result.epochs, fit_result.accuracy
-    weights_digest, peer = "", network.peer
-    network.peer = None  # what is saved, counted and distilled from is one network
-    peer_epochs = [row.top1_test_peer for row in epochs if row.top1_test_peer is not None]
-    if accuracy is not None:
-        if context.keep_checkpoints != "none" and team.is_leader:
-            store.checkpoint_dir(config.trial_id).mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
-            if peer is not None:
-                save_weights(peer, store.checkpoint_dir(config.trial_id) / PEER_WEIGHTS_FILE, layout="ours", notes=dataset.notes)
-            save_weights(network, store.weights_path(config.trial_id), layout="ours", notes=dataset.notes)
-        weights_digest = weights_sha256(network)
-    best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
-    with_val = [row for row in epochs if row.top1_val is not None]
-    best_val = max(with_val, key=lambda row: (row.top1_val or 0.0, -row.epoch), default=None)
-    served = predictions_columns(epochs)
+    peer, network.peer = network.peer, None  # what is saved, counted and distilled from is one network
+    is_complete, keeps_weights = fit_result.accuracy is not None, context.keep_checkpoints != "none"
+    if is_complete and keeps_weights and team.is_leader:
+        folder = store.checkpoint_dir(config.trial_id)
+        folder.mkdir(parents=True, exist_ok=True)  # imported weights have left no checkpoint
+        if peer is not None:
+            save_weights(peer, folder / PEER_WEIGHTS_FILE, layout="ours", notes=dataset.notes)
+        save_weights(network, store.weights_path(config.trial_id), layout="ours", notes=dataset.notes)
+    served = predictions_columns(fit_result.epochs)
     if predictions is not None:  # which may have served less than an epoch, or have stopped filling after the last
         served |= {"predictions_source": predictions.source, "predictions_fallback": predictions.fallback or served["predictions_fallback"]}
     record = TrialRecord.of(
         config,
-        status="complete" if accuracy is not None else "diverged",
-        error=fit_result.error,
+        status="complete" if is_complete else "diverged",
         attempts=context.attempt,
-        epochs_done=len(epochs),
-        top1_last=accuracy.top1 if accuracy is not None else None,
-        top5_last=accuracy.top5 if accuracy is not None else None,
-        top1_best_test=best_test.top1_test if best_test is not None else accuracy.top1 if accuracy is not None else None,
-        best_test_epoch=best_test.epoch if best_test is not None else None,
-        top1_val_last=with_val[-1].top1_val if with_val else None,
-        top1_val=best_val.top1_val if best_val is not None else None,
-        best_val_epoch=best_val.epoch if best_val is not None else None,
-        top1_at_best_val=best_val.top1_test if best_val is not None else None,
-        peer_network=config.peer or "",
-        peer_top1_last=fit_result.peer_accuracy.top1 if fit_result.peer_accuracy is not None else None,
-        peer_top1_best_test=max(peer_epochs, default=None),
-        branch_top1_joint=accuracy.branch_top1_joint if accuracy is not None else [],
-        branch_top1_class=accuracy.branch_top1_class if accuracy is not None else [],
-        diverged_step=fit_result.diverged_step,
         num_train_images=len(dataset.train_labels),
         parameters=count_parameters(network).backbone,
         multi_adds=count_multi_adds(network, dataset.image_size).backbone,
-        train_seconds=sum(row.train_seconds for row in epochs),
-        weights_sha256=weights_digest,
-        has_weights=accuracy is not None and context.keep_checkpoints != "none",
+        weights_sha256=weights_sha256(network) if is_complete else "",
+        has_weights=is_complete and keeps_weights,
+        peer_network=config.peer or "",
         num_ranks=team.size,
+        **_fit_columns(fit_result),
         **served,
         **provenance(config, context, hooks.started, fit_result.earlier_seconds),
     )
     if team.is_leader:
-        finish_trial(record, epochs, context)
+        finish_trial(record, fit_result.epochs, context)
     return record
+
+
+def _fit_columns(result: FitResult) -> dict[str, Any]:
+    """Return the columns of a record that say how far a training came and how well it did, at its last and its selected epochs."""
+    epochs, accuracy, peer_accuracy = result.epochs, result.accuracy, result.peer_accuracy
+    best_test = max(epochs, key=lambda row: (row.top1_test or 0.0, -row.epoch), default=None)
+    with_val = [row for row in epochs if row.top1_val is not None]
+    best_val = max(with_val, key=lambda row: (row.top1_val or 0.0, -row.epoch), default=None)
+    return {
+        "error": result.error,
+        "diverged_step": result.diverged_step,
+        "epochs_done": len(epochs),
+        "train_seconds": sum(row.train_seconds for row in epochs),
+        "top1_last": accuracy.top1 if accuracy is not None else None,
+        "top5_last": accuracy.top5 if accuracy is not None else None,
+        "top1_best_test": best_test.top1_test if best_test is not None else accuracy.top1 if accuracy is not None else None,
+        "best_test_epoch": best_test.epoch if best_test is not None else None,
+        "top1_val_last": with_val[-1].top1_val if with_val else None,
+        "top1_val": best_val.top1_val if best_val is not None else None,
+        "best_val_epoch": best_val.epoch if best_val is not None else None,
+        "top1_at_best_val": best_val.top1_test if best_val is not None else None,
+        "peer_top1_last": peer_accuracy.top1 if peer_accuracy is not None else None,
+        "peer_top1_best_test": max((row.top1_test_peer for row in epochs if row.top1_test_peer is not None), default=None),
+        "branch_top1_joint": accuracy.branch_top1_joint if accuracy is not None else [],
+        "branch_top1_class": accuracy.branch_top1_class if accuracy is not None else [],
+    }
 
 
 def provenance(config: TrialConfig, context: RunContext, started: float, earlier_seconds: float) -> dict[str, Any]:

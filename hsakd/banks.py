@@ -15,7 +15,7 @@ from hsakd.config import NumericsConfig, ObjectiveConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.data.batches import gather_batch
 from hsakd.data.views import ViewSpace, rotate_rows
-from hsakd.devices import parameter_dtype
+from hsakd.devices import parameter_dtype, usable_device
 from hsakd.store import ResultStore
 from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, is_in_use, locked
 from hsakd.training.trial import RunContext, set_numerics, teacher_predictions
@@ -167,14 +167,6 @@ def warm_bank(options: BankOptions, root: Path) -> None:
         raise ValueError(f"bank_dir is {root}; {predictions.fallback}")
     served = f"{predictions.misses} of {predictions.hits + predictions.misses} predictions were missing; all are stored"
     print(f"{served}, for students on {'a GPU' if device.type == 'cuda' else device.type.upper() + 's'}")
-
-
-def usable_device(name: str) -> torch.device:
-    """Return the device of this name; raises ValueError where there is none."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch without CUDA
-        raise ValueError(f"device is {name!r}; accepted: cpu, or a GPU of this machine such as cuda:0") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a step's values come to its device without waiting for it, and in which precision it computes."""
+"""The device: whether there is one, how a step's values come to it without waiting for it, and in which precision it computes."""
 
 import contextlib
 
@@ -22,3 +22,12 @@ def parameter_dtype(numerics: NumericsConfig) -> torch.dtype:
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
     """Return a context of mixed precision with `dtype`; for None one that changes nothing."""
     return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device of this name; raises ValueError where PyTorch can't compute on it."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device is {name}; accepted: cpu, or a GPU of this machine such as cuda:0 ({reason})") from error

@@ -78,19 +78,10 @@ def take_imported(config: TrialConfig, runs: ResultStore, store: ResultStore) ->
             link_or_copy(source, target)
 
 
-def check_device(name: str) -> None:
-    """Raise ValueError where PyTorch can't compute on the device `name`."""
-    import torch
-
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device is {name}; accepted: a device that PyTorch has here, as cpu ({str(error).splitlines()[0]})") from error
-
-
 def main() -> int:
     """Run the command."""
     options = parse(TrialOptions)
+    from hsakd.devices import usable_device
     from hsakd.training.trial import RunContext, TrialOutOfMemory, run_trial
 
     store, runs = ResultStore(options.out.resolve()), ResultStore((options.runs or options.out).resolve())
@@ -104,7 +95,7 @@ def main() -> int:
     )
     with refusing(TrialOutOfMemory):
         config = find_config(options.trial, runs)
-        check_device(options.device)
+        usable_device(options.device)
     with driver_lock(store.root), refusing(TrialOutOfMemory):
         for trial in dict.fromkeys(with_requirements(config)):
             take_imported(trial, runs, store)

@@ -206,10 +206,12 @@ def read_fashion_mnist(source: Source) -> RawImages:
     """Zalando's 70,000 28x28 articles (arXiv 1708.07747), from torchvision's layout or Debian's `dataset-fashion-mnist`.
 
     Raises:
-        DataMissing: the four files are together in none of the folders, or can't be fetched.
+        DataMissing: the folder doesn't exist, the four files are together in none of the folders, or they can't be fetched.
         ValueError: a file is no whole IDX file of bytes.
     """
     data_dir = source.data_dir
+    if data_dir is not None and not data_dir.is_dir() and not source.download:  # Debian's files are not what was asked for
+        raise DataMissing(f"fashion_mnist: {data_dir} is no folder; pass another --data-dir, or --download to fetch it there")
     folders = [DEBIAN_FASHION_MNIST] if data_dir is None else [data_dir / "FashionMNIST" / "raw", data_dir, DEBIAN_FASHION_MNIST]
     stems = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     found = _find_together(folders, stems)
@@ -289,7 +291,11 @@ def read_cifar100(source: Source) -> RawImages:
 
 @lru_cache(maxsize=2)
 def _read_raw(name: str, source: Source) -> RawImages:
-    return DATASETS[name].read(source)
+    raw = DATASETS[name].read(source)
+    for part, images, labels in (("training", raw.train_images, raw.train_labels), ("test", raw.test_images, raw.test_labels)):
+        if len(images) != len(labels):
+            raise ValueError(f"{name} has {len(images)} {part} images and {len(labels)} labels; accepted: as many labels as images")
+    return raw
 
 
 def load_dataset(config: DataConfig, data_dir: Path | None = None, *, download: bool = False) -> Dataset:

@@ -22,9 +22,9 @@ FASHION = DataConfig(dataset="fashion_mnist")
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def write_fashion(folder: Path) -> None:
+def write_fashion(folder: Path, *, num_test_labels: int = 20) -> None:
     for stem in STEMS:
-        shape = (20, 28, 28) if "images" in stem else (20,)
+        shape = (20, 28, 28) if "images" in stem else (num_test_labels if stem.startswith("t10k") else 20,)
         header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
         content = (np.arange(np.prod(shape)) % 10).astype(np.uint8).tobytes()
         (folder / f"{stem}.gz").write_bytes(gzip.compress(header + content))
@@ -87,6 +87,17 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, stem: str, damage: str) -> 
         )
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))} can't be read \(.*\); accepted: a whole IDX file of bytes"):
         load_dataset(FASHION, tmp_path)
+
+
+def test_as_many_labels_as_images_are_asked_for(tmp_path: Path) -> None:
+    write_fashion(tmp_path, num_test_labels=19)
+    with pytest.raises(ValueError, match=r"^fashion_mnist has 20 test images and 19 labels; accepted: as many labels as images"):
+        load_dataset(FASHION, tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_not_replaced_by_debians(tmp_path: Path) -> None:
+    with pytest.raises(DataMissing, match=r"^fashion_mnist: .*nowhere is no folder; pass another --data-dir, or --download"):
+        load_dataset(FASHION, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

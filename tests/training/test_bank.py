@@ -456,8 +456,8 @@ def test_banks_are_inspected_and_deleted_from_the_command_line(tmp_path: Path, c
         ("warm --teacher x", r"teacher is 'x'; accepted: the id of a finished trial in runs"),
         ("warm --teacher x --threads 0", r"threads is 0; accepted: 1 or more"),
         ("warm --teacher x --batch-size 0", r"batch_size is 0; accepted: 1 or more"),
-        ("warm --teacher x --device cuda:99", r"device is 'cuda:99'; accepted: cpu, or a GPU"),
-        ("warm --teacher x --device abacus", r"device is 'abacus'; accepted: cpu, or a GPU"),
+        ("warm --teacher x --device cuda:99", r"--device is cuda:99; accepted: cpu, or a GPU"),
+        ("warm --teacher x --device abacus", r"--device is abacus; accepted: cpu, or a GPU"),
     ],
 )
 def test_what_the_command_cannot_use_is_one_sentence(

@@ -6,18 +6,18 @@ set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python}
 ray=${RAY:-ray}
-port=${PORT:-$((20000 + $$ % 20000))}
+port=${PORT:-$((20000 + $$ % 12000))}
 address="127.0.0.1:$port"
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0
 temporary=$(mktemp -d /tmp/hsakd-nodes-XXXXXX)  # short: Ray's sockets lie in it
-export NODE_LOG="$temporary/nodes.log"
+export NODE_LOG="$temporary/nodes.log" RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # nothing runs any more when nodes are told to stop
 nodes=()
 driver=
 
 stop_nodes() {
     for node in "${nodes[@]}"; do kill -TERM "$node" 2>/dev/null || true; done
     for node in "${nodes[@]}"; do wait "$node" 2>/dev/null || true; done
-    rm -rf "$temporary"
+    for _ in $(seq 50); do rm -rf "$temporary" 2>/dev/null && break; sleep 0.2; done  # a node's last processes may still write
 }
 trap stop_nodes EXIT
 trap 'if [ -n "$driver" ]; then kill -TERM "$driver"; else exit 130; fi' INT TERM
@@ -28,7 +28,7 @@ start_node() {
 }
 
 start_node --head --port "$port" --num-cpus 0 --num-gpus 0 --include-dashboard false --temp-dir "$temporary/ray"
-until "$ray" status --address "$address" >/dev/null 2>&1; do
+until "$ray" status --address "$address" 2>/dev/null | grep -q ' node_'; do
     kill -0 "${nodes[0]}" || { cat "$NODE_LOG" >&2; exit 1; }
     sleep 1
 done

@@ -16,7 +16,7 @@ set -u
 here=${HSAKD_HOME:-$SLURM_SUBMIT_DIR}
 python=${PYTHON:-python}
 ray=${RAY:-ray}
-port=$((20000 + SLURM_JOB_ID % 20000))
+port=$((20000 + SLURM_JOB_ID % 12000))  # below the ports that Linux gives to clients
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-disabled} RAY_USAGE_STATS_ENABLED=0
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun doesn't take it from the job, and binds a step to one core
 
@@ -38,7 +38,7 @@ trap 'is_cancelled=yes; [ -n "$driver" ] && kill -TERM "$driver"' TERM
 srun --nodes=1 --ntasks=1 --nodelist="$head" \
     "$here/recipes/ray_node.sh" --head --port "$port" --node-ip-address "$head" --num-cpus "$SLURM_CPUS_PER_TASK" --include-dashboard false &
 steps+=("$!")
-until "$ray" status --address "$address" >/dev/null 2>&1; do
+until "$ray" status --address "$address" 2>/dev/null | grep -q ' node_'; do
     kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head did not start on $head" >&2; exit 1; }
     sleep 2
 done

@@ -66,8 +66,8 @@ def run_ranks(
             for process in processes:
                 process.join()
                 process.close()
-    if errors:
-        raise min(errors, key=lambda error: type(error) in (RuntimeError, RankDied, dist.DistBackendError))
+    if errors:  # a rank that has lost another says RuntimeError
+        raise min(errors, key=lambda error: (type(error) in (RuntimeError, dist.DistBackendError), isinstance(error, RankDied)))
     record = context.store.read_trial(config.trial_id)
     assert record is not None
     return record
@@ -83,6 +83,7 @@ def _listen(
 ) -> list[BaseException]:
     """Pass epochs on and stop requests down until every rank has ended well; after an error, return what the ranks say of it."""
     errors: list[BaseException] = []
+    have_said: set[Connection] = set()
     is_open = dict(zip(links, processes, strict=True))
     deadline: float | None = None
     while is_open and (deadline is None or time.monotonic() < deadline):
@@ -95,11 +96,12 @@ def _listen(
             except EOFError:
                 process = is_open.pop(link)
                 process.join()
-                if process.exitcode != 0:
+                if process.exitcode != 0 and link not in have_said:
                     errors.append(RankDied(f"rank {links.index(link)} of {len(links)} ended with exit status {process.exitcode}"))
             else:
                 if isinstance(word, BaseException):
                     errors.append(word)
+                    have_said.add(link)
                 elif report is not None:
                     report(word)
         if errors and deadline is None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from sweeps.packing import num_cores
 OBJECT_STORE_BYTES = 100 * 2**20
 ADDRESS_SECONDS = 20.0
 RAY_STARTS = 3
+DELETIONS = 50
 LONGEST_ROOT = 20  # characters: 107 of a socket's path, less hsakd-PID-NAME/session_DATE_TIME_PID/sockets/plasma_store
 
 
@@ -37,6 +39,15 @@ def temporary_folder() -> Path:
         if owner is not None and not Path(f"/proc/{owner[1]}").exists():
             shutil.rmtree(folder, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"hsakd-{os.getpid()}-", dir=root))
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete what Ray has written; its last processes may still be at it for a moment."""
+    for _ in range(DELETIONS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def package_folders() -> list[str]:
@@ -67,7 +78,7 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
 
 
 def start_ray(options: EngineOptions, folder: Path) -> None:
-    """Start a local Ray; on a machine so busy that its processes don't answer in time (Ray waits for 30 s), once more."""
+    """Start a local Ray; on a machine so busy that its processes don't answer in time, once more."""
     trials_at_once = options.packing.most_at_once(options.gpus)
     for starts_left in reversed(range(RAY_STARTS)):
         try:

@@ -17,7 +17,7 @@ from ray.tune.search import ConcurrencyLimiter
 
 from hsakd.files import FULL_DISK
 from sweeps.attempts import LOW_MEMORY
-from sweeps.engine.cluster import ray_cluster, temporary_folder
+from sweeps.engine.cluster import delete_folder, ray_cluster, temporary_folder
 from sweeps.engine.ends import touch_if_possible
 from sweeps.engine.nodes import Nodes, check_gpus, num_slots, planned_slots
 from sweeps.engine.options import STOP_FILE, EngineOptions
@@ -57,14 +57,18 @@ def run_schedule(
         shutil.rmtree(stale, ignore_errors=True)
     for stale in options.out.glob(".*.tmp"):
         stale.unlink(missing_ok=True)
-    try:
-        with suppress(OSError):  # the next heartbeat stops for it
+
+    def beat() -> None:
+        with suppress(OSError):  # the heartbeat of the trials stops for it
             write_progress(schedule, options.out)
+
+    try:
+        beat()
         is_over = False
         while not is_over:
             with ray_cluster(options, folder):
                 nodes = Nodes(options, say)
-                nodes.wait_for_checks()
+                nodes.wait_for_checks(beat)
                 check_gpus(options, nodes, say)
                 experiments = folder / "tune" if options.address is None else options.out / f".tune-{secrets.token_hex(4)}"
                 try:
@@ -74,7 +78,7 @@ def run_schedule(
     except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
         schedule.is_stopping = True
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        delete_folder(folder)
         for path in (stop_path, options.out / PROGRESS_FILE):
             path.unlink(missing_ok=True)
         try:

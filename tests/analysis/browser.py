@@ -42,7 +42,7 @@ class Page:
         number = self._number
         message = {"id": number, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
         os.write(self._out, json.dumps(message).encode() + b"\0")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while True:
             answer = self._receive(deadline)
             if answer.get("id") == number:
@@ -79,7 +79,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, seconds: float = 60.0) -> None:
+    def wait_for(self, condition: str, seconds: float = 900) -> None:
         """Wait until a JavaScript condition holds."""
         deadline = time.monotonic() + seconds
         while not self.evaluate(condition):
@@ -125,6 +125,6 @@ def browser(profile: Path) -> Iterator[Page]:
         yield page
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=900)
         os.close(our_out)
         os.close(our_in)

@@ -158,7 +158,7 @@ def test_a_reader_in_another_process_sees_every_trial_once_while_compactions_run
         compact(run.root)
         compactions_while_read += is_reading
     stop.touch()
-    output, errors = reader.communicate(timeout=120)
+    output, errors = reader.communicate(timeout=900)
     assert reader.returncode == 0, errors
     assert int(output) >= 1
 

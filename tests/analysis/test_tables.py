@@ -392,7 +392,7 @@ def test_latex_takes_the_tables_and_finds_none_too_wide(folder: Make, tmp_path: 
         head = rf"\documentclass[{layout}]{{article}}" + r"\usepackage{booktabs,graphicx}\begin{document}"
         (tmp_path / "paper.tex").write_text(head + "\n" + body + r"\end{document}")
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=900, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
         assert not re.search("Overfull|Float too large", done.stdout)
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(script: str, *arguments: object, **environment: str) -> tuple[int, str, str]:
     line = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    result = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True, text=True, timeout=500)
+    result = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True, text=True, timeout=900)
     return result.returncode, result.stdout, result.stderr
 
 

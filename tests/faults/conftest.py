@@ -25,6 +25,7 @@ class Nodes:
         os.environ.update(PYTHONPATH=paths, STAND_IN_SECONDS=str(seconds), RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.update(RAY_worker_register_timeout_seconds="300")  # Ray kills a process that is slower to start: a busy machine's are
+        os.environ.update(RAY_raylet_start_wait_time_s="300", RAY_gcs_server_port_wait_time_s="300")
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         self.drivers: list[subprocess.Popen[str]] = []
         self.cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hsakd.config import TrialConfig
+from hsakd.files import replacing
 from hsakd.records import EpochMetrics, TrialRecord
 from hsakd.training.trial import RunContext, TrialInterrupted, TrialOutOfMemory
 
@@ -42,7 +43,7 @@ def run(
             if should_stop is not None and should_stop():
                 raise TrialInterrupted(own_id)
             time.sleep(0.05)
-        position.write_text(json.dumps(max(done, epoch + 1)))
+        write_json(position, max(done, epoch + 1))
         if report is not None:
             report(row(config, epoch))
     epochs = [row(config, epoch) for epoch in range(config.optim.epochs)]
@@ -76,7 +77,13 @@ def note_placement(out: Path, config: TrialConfig) -> None:
     }
     folder = out / "placements"
     folder.mkdir(exist_ok=True)
-    (folder / f"{time.time_ns()}-{config.trial_id}.json").write_text(json.dumps(place))
+    write_json(folder / f"{time.time_ns()}-{config.trial_id}.json", place)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a file that is whole whenever it is read, a kill or not."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value))
 
 
 def out_of_memory(config: TrialConfig, context: RunContext, **more: object) -> TrialRecord:

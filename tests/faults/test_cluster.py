@@ -17,21 +17,21 @@ from sweeps.fitness import TOKEN_FILE
 
 TUNED = ("--pairs", "resnet14-resnet8_half", "--seeds", "2", "--epochs", "3", "--trials", "3")
 PLAIN = ("--pairs", "resnet14-resnet8_half", "--seeds", "3", "--epochs", "3", "--methods", "Student", "KD", "HSAKD*")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # seconds that only a busy machine needs
+pytestmark = pytest.mark.slow
 
 
 def placements(out: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in sorted(out.glob("placements/*.json"))]
 
 
-def wait_until(happened: Callable[[], object], seconds: float = 500) -> None:
+def wait_until(happened: Callable[[], object], seconds: float = 900) -> None:
     limit = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < limit, "nothing happened"
         time.sleep(0.1)
 
 
-def end(driver, seconds: float = 800) -> str:
+def end(driver, seconds: float = 900) -> str:
     output, errors = driver.communicate(timeout=seconds)
     assert driver.returncode == 0, output + errors
     return output + errors
@@ -97,7 +97,7 @@ def test_a_trial_without_memory_even_alone_is_recorded_and_the_sweep_ends_with_s
     out = tmp_path / "out"
     arguments = ("--pairs", "resnet14-resnet8_half", "--seeds", "2", "--methods", "Student", "--gpus", "1", "--trials-per-gpu", "2")
     driver = nodes.start(out, *arguments, run="stand_in_trials:out_of_memory")
-    output, errors = driver.communicate(timeout=800)
+    output, errors = driver.communicate(timeout=900)
     assert driver.returncode == 1, output + errors
     assert "TrialOutOfMemory" in errors
     store = ResultStore(out)
@@ -139,13 +139,13 @@ def test_a_node_that_does_not_see_the_result_folder_gets_no_trials(nodes, tmp_pa
     )
     try:
         try:
-            wait_until(lambda: len(nodes.names()) == 3 or blind.poll() is not None, 300)
+            wait_until(lambda: len(nodes.names()) == 3 or blind.poll() is not None)
             if blind.poll() is not None:
                 pytest.skip("a folder can't be hidden from a process here (no right to mount)")
             output = end(nodes.start(out, *PLAIN, "--gpus", "2"))
         finally:
             blind.terminate()
-            blind.wait(60)
+            blind.wait(900)
     finally:
         nodes.forget()
     assert "is not used: --out" in output
@@ -159,7 +159,7 @@ def test_a_time_limit_starts_nothing_that_cannot_reach_a_checkpoint(nodes, tmp_p
     nodes.add(gpus=1)
     out = tmp_path / "out"
     driver = nodes.start(out, *arguments, "--time-limit", "0:00:35")
-    output, errors = driver.communicate(timeout=500)
+    output, errors = driver.communicate(timeout=900)
     assert driver.returncode == 130, output + errors
     assert "no time left for a trial to reach a checkpoint" in output or "the time limit is reached" in output
     assert "go on with: python" in output
@@ -174,7 +174,7 @@ def test_a_group_interrupt_of_a_driver_leaves_the_cluster_and_goes_on(nodes, tmp
     driver = nodes.start(out, *TUNED, "--gpus", "2")
     wait_until(lambda: list(out.glob("trials/*.parquet")))
     driver.send_signal(signal.SIGINT)
-    output, errors = driver.communicate(timeout=500)
+    output, errors = driver.communicate(timeout=900)
     assert driver.returncode == 130, output + errors
     assert "go on with: python" in output
     assert not list(out.glob(".tune-*"))

@@ -256,7 +256,7 @@ def test_the_packaged_table_has_every_network_and_no_other() -> None:
 
 def test_the_module_lists_every_network_with_its_numbers() -> None:
     line = [sys.executable, "-m", "hsakd.models"]
-    result = subprocess.run(line, capture_output=True, text=True, timeout=300, check=True, cwd=ROOT)
+    result = subprocess.run(line, capture_output=True, text=True, timeout=900, check=True, cwd=ROOT)
     rows = {cells[1].strip(): cells for line in result.stdout.splitlines() if len(cells := line.replace("┃", "│").split("│")) > 6}
     for name, facts in network_table().items():
         cells = [cell.strip() for cell in rows[name]]

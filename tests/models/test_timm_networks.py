@@ -107,7 +107,7 @@ def test_a_missing_timm_is_a_sentence_that_names_the_extra(tmp_path: Path) -> No
     (tmp_path / "timm.py").write_text("raise ImportError('not installed')")
     line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--out", str(tmp_path / "out"), "--dry-run", "--pairs"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    result = subprocess.run([*line, "timm/resnet18-resnet20"], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run([*line, "timm/resnet18-resnet20"], env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     sentence = " ".join(result.stderr.replace("│", " ").split())

@@ -32,7 +32,7 @@ class Command:
     def run(self, *arguments: str, run: str = "trainables:quick") -> tuple[int, str, str]:
         """Run to the end; return exit status, stdout and stderr."""
         process = self.start(*arguments, run=run)
-        stdout, stderr = process.communicate(timeout=300)
+        stdout, stderr = process.communicate(timeout=900)
         return process.returncode, stdout, stderr
 
     def run_and_signal(self, number: signal.Signals, after: str, *arguments: str, epoch_seconds: float) -> tuple[int, str]:
@@ -45,7 +45,7 @@ class Command:
             if after in line:
                 process.send_signal(number)
                 break
-        rest, stderr = process.communicate(timeout=300)
+        rest, stderr = process.communicate(timeout=900)
         return process.returncode, seen + rest + stderr
 
     def results(self) -> dict[str, tuple[str, float | None]]:

@@ -127,7 +127,7 @@ def test_bad_options_are_one_sentence(tmp_path: Path, changes: dict[str, object]
 
 
 def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run([sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_an_unknown_study_and_an_option_of_the_search_are_refused_with_status_2(tmp_path: Path) -> None:

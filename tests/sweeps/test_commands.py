@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 def command(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, str(ROOT / "sweeps" / name), *arguments], env=environment, capture_output=True, text=True, timeout=400
+        [sys.executable, str(ROOT / "sweeps" / name), *arguments], env=environment, capture_output=True, text=True, timeout=900
     )
 
 
@@ -81,7 +81,7 @@ def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command_line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--preset", "paper", "--out", str(tmp_path / "out"), "--dry-run"]
-    ended = subprocess.run(command_line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=400)
+    ended = subprocess.run(command_line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=900)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, b"")
 
@@ -157,7 +157,7 @@ def test_a_watch_ends_quietly_with_an_interrupt(tmp_path: Path) -> None:
     while seen < 2:
         seen += watch.stdout.readline().startswith("all trials")
     watch.send_signal(signal.SIGINT)
-    _, errors = watch.communicate(timeout=60)
+    _, errors = watch.communicate(timeout=900)
     assert (watch.returncode, errors) == (1, "")
 
 

@@ -18,7 +18,7 @@ def test_a_teacher_with_damaged_weights_is_trained_again(tmp_path: Path) -> None
     store = ResultStore(tmp_path)
 
     def sweep() -> tuple[int, dict[str, float | None], str]:
-        process = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+        process = subprocess.run(line, capture_output=True, text=True, timeout=900, check=False)
         records = {trial_id: store.read_trial(trial_id) for trial_id in store.trial_ids()}
         return process.returncode, {key: row.top1_last for key, row in records.items() if row is not None}, process.stdout + process.stderr
 

@@ -41,12 +41,12 @@ def answers(port: int) -> bool:
 @pytest.mark.skipif(not has_dashboard, reason="the extra [ui] is not installed (optuna-dashboard)")
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (Debian package: chromium)")
 def test_optuna_dashboard_shows_parameters_values_states_and_importances_while_a_sweep_runs(command, tmp_path: Path) -> None:
-    more = ("--pairs", PAIR, "--trials", "40", "--methods", "HSAKD-tuned", "--seeds", "1")
+    more = ("--pairs", PAIR, "--trials", "1000", "--methods", "HSAKD-tuned", "--seeds", "1")
     sweep = command.start(*more, epoch_seconds=0.2)
     journal, port = command.out / "studies.journal", free_port()
     dashboard = None
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 900
         while not journal.exists() or journal.read_text().count('"trial_id"') < 60:
             assert time.monotonic() < deadline
             assert sweep.poll() is None, sweep.communicate()
@@ -80,9 +80,9 @@ def test_optuna_dashboard_shows_parameters_values_states_and_importances_while_a
     finally:
         if dashboard is not None:
             dashboard.terminate()
-            dashboard.wait(timeout=30)
+            dashboard.wait(timeout=900)
         sweep.send_signal(signal.SIGTERM)
-        sweep.communicate(timeout=120)
+        sweep.communicate(timeout=900)
 
 
 @pytest.mark.skipif(not has_tensorboard, reason="the extra [ui] is not installed (tensorboard)")

@@ -73,6 +73,8 @@ def test_more_threads_than_cores_are_said_before_they_start(tmp_path: Path) -> N
     check_gpus(clustered, node, said.append)  # type: ignore[arg-type]
     assert said.pop().startswith("the nodes' CPUs are enough for 3 of 8 trials at once, 5 CPUs each; fewer")
     assert num_slots(clustered, node) == 3  # type: ignore[arg-type]
+    growing = replace(clustered, gpus=16, packing=Packing(trials_per_gpu=2), context={})
+    assert num_slots(growing, node) == 16 + 2  # type: ignore[arg-type]  # what waits for a GPU that isn't there has an autoscaler add it
     on_cpus = EngineOptions(out=tmp_path, gpus=0, threads=cores + 1)
     check_gpus(on_cpus, Namespace(num_present=float(cores)), said.append)  # type: ignore[arg-type]
     assert said[2:] == [f"a trial's {cores + 1} CPUs share {cores} CPU cores; fewer --threads may be faster"]
@@ -115,7 +117,7 @@ def test_the_first_node_of_a_cluster_is_waited_for_and_with_require_gpus_all(tmp
         return nodes
 
     assert waited(3, 5).num_present == 2
-    assert said == ["the cluster has 0 CPUs yet; waiting for more, up to 180 s"]
+    assert said == ["the cluster has 0 CPUs yet; waiting for more, up to 300 s"]
     assert waited(3, 5, gpus=4).num_present == 2
     assert waited(3, 5, gpus=4, requires_gpus=True).num_present == 4
     monkeypatch.setattr("sweeps.engine.nodes.JOIN_SECONDS", 0.2)

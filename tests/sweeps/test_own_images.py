@@ -46,7 +46,7 @@ def run(line: str, folder: Path) -> str:
     words = shlex.split(line.replace("\\\n", " "))
     words = [sys.executable, *(str(ROOT / word) if word.endswith(".py") else word for word in words[1:])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

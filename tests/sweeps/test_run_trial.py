@@ -23,7 +23,7 @@ KD = replace(BASELINE, teacher=BASELINE, seed=1, objective=ObjectiveConfig(terms
 
 def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
     line = [sys.executable, str(ROOT / "sweeps" / "run_trial.py"), *map(str, arguments)]
-    return subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=900, check=False)
 
 
 def test_a_table_entry_is_reproduced_elsewhere_with_the_teacher_that_it_needs(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(tmp_path: Path) -> None
     reading, writing = os.pipe()
     os.close(reading)
     line = [sys.executable, str(ROOT / "sweeps" / "run_trial.py"), str(tmp_path / "trial.json"), "--out", str(tmp_path / "out")]
-    ended = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=200)
+    ended = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writing, stderr=subprocess.PIPE, timeout=900)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, b"")
 

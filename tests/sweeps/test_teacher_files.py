@@ -54,7 +54,7 @@ def command(*arguments: str, environment: dict[str, str] | None = None, script: 
         env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         check=False,
     )
 

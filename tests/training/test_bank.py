@@ -150,7 +150,7 @@ def test_the_first_write_wins_between_processes_that_fill_at_once(tmp_path: Path
     writers = [forks.Process(target=_answer_everything, args=(tmp_path, seed, start, answers)) for seed in (0, 9)]
     for writer in writers:
         writer.start()
-    told = [answers.get(timeout=120) for _ in writers]
+    told = [answers.get(timeout=900) for _ in writers]
     for writer in writers:
         writer.join()
     assert told[0] == told[1]

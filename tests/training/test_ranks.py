@@ -294,11 +294,11 @@ def test_a_kill_of_the_trial_or_of_a_rank_leaves_no_rank(killed: str, photos: Pa
         trial.kill()
     else:
         os.kill(next(pid for pid in ranks if children_of(pid)), signal.SIGKILL)
-    _, errors = trial.communicate(timeout=60)
+    _, errors = trial.communicate(timeout=900)
     assert trial.returncode != 0
     if killed == "rank":
         assert "of 2 ended with exit status -9" in errors
-    until(lambda: not any(map(is_running, ranks)), seconds=30)
+    until(lambda: not any(map(is_running, ranks)), seconds=900)
     left = list(Path(tempfile.gettempdir()).glob(f"hsakd-ranks-*-{trial.pid}-*"))
     assert len(left) == (killed == "trial")
     shutil.rmtree(temporary_folder())  # as the next sweep begins

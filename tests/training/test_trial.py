@@ -164,10 +164,10 @@ def test_a_stopped_trial_goes_on_bit_identically_from_the_middle_of_an_epoch(fin
         run_trial(STUDENT, context(tmp_path), should_stop=lambda: next(calls) >= 7)
     path = ResultStore(tmp_path).checkpoint_dir(STUDENT.trial_id) / RESUME_FILE
     state = torch.load(path, weights_only=True)
-    assert 0 < state["train_seconds"] < state["total_seconds"] < 60
+    assert 0 < state["train_seconds"] < state["total_seconds"] < 900
     torch.save(state | {"total_seconds": 1000.0}, path)
     resumed = run_trial(STUDENT, context(tmp_path, attempt=2))
-    assert 1000 < resumed.total_seconds < 1060
+    assert 1000 < resumed.total_seconds < 1900
     undisturbed = ResultStore(finished).read_trial(STUDENT.trial_id)
     assert undisturbed is not None
     assert resumed.weights_sha256 == undisturbed.weights_sha256
@@ -296,7 +296,7 @@ def test_a_machine_without_memory_ends_the_attempt(tmp_path: Path) -> None:
     ended = spawns.Queue()
     process = spawns.Process(target=_run_with_little_memory, args=(tmp_path, ended))
     process.start()
-    assert " on cpu: " in ended.get(timeout=120)
+    assert " on cpu: " in ended.get(timeout=900)
     process.join()
     assert process.exitcode == 0
 
@@ -324,8 +324,8 @@ def test_a_trial_uses_exactly_the_threads_it_was_given(tmp_path: Path, monkeypat
     counts = spawns.Queue()
     process = spawns.Process(target=_count_busy_threads, args=(tmp_path, counts))
     process.start()
-    assert counts.get(timeout=300) == (1, 1)
-    assert counts.get(timeout=300) == (2, 2)
+    assert counts.get(timeout=900) == (1, 1)
+    assert counts.get(timeout=900) == (2, 2)
     process.join()
 
 

@@ -10,7 +10,7 @@ from sweeps.worklist import num_train_images, training_multi_adds
 
 ASSUMED_RATES = {"cuda": 2e12, "cpu": 1e10}  # multiply-adds per second of one trial that has a GPU or a CPU thread to itself: a guess
 PARENT_WEIGHT = 0.5  # a network's or a kind's own mean counts its trials against half a trial of what is known in general
-REPRICE_GROWTH = 1.1  # prices are revised when there are a tenth more results than at the last revision
+REPRICE_GROWTH = 1.1  # prices are revised when a tenth more epochs are measured than at the last revision
 
 
 def cost_of(config: TrialConfig) -> float:
@@ -53,8 +53,9 @@ class CostModel:
     def __init__(self, device: str) -> None:
         self.device = device
         self.overall, self.networks, self.kinds = Mean(), dict[str, Mean](), dict[tuple[str, str], Mean]()
+        self.epochs: dict[str, int] = {}
         self.revision = 0
-        self.num_priced = 0
+        self.num_epochs = self.num_priced = 0
 
     def observe(self, config: TrialConfig, seconds: float, epochs: int) -> None:
         """Take note that `epochs` of a trial took `seconds`; a later note on the same trial replaces the earlier."""
@@ -65,8 +66,10 @@ class CostModel:
         kind = (config.network, kind_of(config))
         for mean in (self.overall, self.networks.setdefault(config.network, Mean()), self.kinds.setdefault(kind, Mean())):
             mean.put(config.trial_id, value)
-        if len(self.overall.values) >= max(1, REPRICE_GROWTH * self.num_priced):
-            self.num_priced = len(self.overall.values)
+        self.num_epochs += epochs - self.epochs.get(config.trial_id, 0)
+        self.epochs[config.trial_id] = epochs
+        if self.num_epochs > REPRICE_GROWTH * self.num_priced:
+            self.num_priced = self.num_epochs
             self.revision += 1
 
     def observe_record(self, record: TrialRecord) -> None:

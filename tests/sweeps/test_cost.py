@@ -61,6 +61,17 @@ def test_a_part_of_a_training_prices_the_whole_and_the_record_replaces_it() -> N
     assert model.seconds(config) == pytest.approx(130.0)
 
 
+def test_later_epochs_of_the_only_trial_revise_prices() -> None:
+    config, model = TrialFactory(paper()).baseline("resnet20", 0), CostModel("cuda")
+    model.observe(config, 30.0, 1)  # an epoch that waits for data and compiles
+    first = model.revision
+    model.observe(config, 40.0, 2)
+    assert model.revision == first + 1
+    for epochs in range(3, 241):
+        model.observe(config, 20.0 + 10 * epochs, epochs)
+    assert model.revision < first + 40  # sorting anew costs time
+
+
 def test_measured_throughput_changes_what_starts_first(tmp_path: Path) -> None:
     options = SweepOptions(out=tmp_path, preset="digits", methods=("Student", "HSAKD*"), seeds=1)
     model = CostModel("cpu")

@@ -27,7 +27,7 @@ def autocasting(device: torch.device, dtype: torch.dtype | None) -> contextlib.A
 def usable_device(name: str) -> torch.device:
     """Return the device of this name; raises ValueError where PyTorch can't compute on it."""
     try:
-        return torch.empty(0, device=name).device
+        return torch.zeros(1, device=name).device  # with memory and a kernel
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a PyTorch without CUDA
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device is {name}; accepted: cpu, or a GPU of this machine such as cuda:0 ({reason})") from error

@@ -11,6 +11,7 @@ import pyarrow as pa
 from hsakd.config import TrialConfig
 
 SCHEMA_VERSION = 1
+MAPS = ("loss_terms", "versions")  # columns that Arrow reads as lists of pairs
 STATUSES = ("complete", "pruned", "diverged", "out_of_memory", "failed")
 
 

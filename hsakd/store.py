@@ -1,7 +1,7 @@
-"""The result folder: Parquet files of records, each written once and whole, and what of them can be read; this module imports no torch.
+"""The result folder: Parquet files of records, each written whole, and what of them can be read; this module imports no torch.
 
 The worker that ran a trial writes its two files once, at the trial's end (temporary file, then rename); the driver writes those of
-pruned and failed trials only.
+pruned and failed trials, and the plan.
 """
 
 import dataclasses
@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 from hsakd.config import TrialConfig, UnknownField
 from hsakd.files import replacing
-from hsakd.records import SCHEMA_VERSION, EpochMetrics, PlanEntry, Row, TrialRecord, schema_of
+from hsakd.records import MAPS, SCHEMA_VERSION, EpochMetrics, PlanEntry, Row, TrialRecord, schema_of
 
-MAPS = ("loss_terms", "versions")  # columns that Arrow reads as lists of pairs
 ROWS_DIGEST = b"rows_sha256"  # of a file's metadata: pages have checksums, names and types of columns have none
 ROWS_AT_ONCE = 1000  # as Python objects, of a plan that is digested
 TRIAL_NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)  # a trial's id becomes a file name: no separators, no leading dot

@@ -13,6 +13,8 @@ temporary=$(mktemp -d /tmp/hsakd-nodes-XXXXXX)  # short: Ray's sockets lie in it
 export NODE_LOG="$temporary/nodes.log" RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0  # nothing runs any more when nodes are told to stop
 nodes=()
 driver=
+is_told=
+start_seconds=1200
 
 stop_nodes() {
     for node in "${nodes[@]}"; do kill -TERM "$node" 2>/dev/null || true; done
@@ -20,7 +22,7 @@ stop_nodes() {
     for _ in $(seq 50); do rm -rf "$temporary" 2>/dev/null && break; sleep 0.2; done  # a node's last processes may still write
 }
 trap stop_nodes EXIT
-trap 'if [ -n "$driver" ]; then kill -TERM "$driver"; else exit 130; fi' INT TERM
+trap 'is_told=yes; [ -z "$driver" ] || kill -TERM "$driver" 2>/dev/null || true' INT TERM
 
 start_node() {
     "$here/recipes/ray_node.sh" --node-ip-address 127.0.0.1 --object-store-memory $((100 * 1024 * 1024)) "$@" &
@@ -29,15 +31,18 @@ start_node() {
 
 start_node --head --port "$port" --num-cpus 0 --num-gpus 0 --include-dashboard false --temp-dir "$temporary/ray"
 until "$ray" status --address "$address" 2>/dev/null | grep -q ' node_'; do
-    kill -0 "${nodes[0]}" || { cat "$NODE_LOG" >&2; exit 1; }
+    kill -0 "${nodes[0]}" 2>/dev/null && [ "$SECONDS" -lt "$start_seconds" ] || { cat "$NODE_LOG" >&2; exit 1; }
+    [ -z "$is_told" ] || exit 130
     sleep 1
 done
 for _ in $(seq "${NODES:-2}"); do
     start_node --address "$address" --num-cpus "${CPUS:-2}" --num-gpus "${GPUS:-0}"
 done
 
-"$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &
+setsid "$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &  # Ctrl-C reaches it once, through the trap
 driver=$!
+[ -z "$is_told" ] || kill -TERM "$driver"  # told before the trap knew whom to stop
 while kill -0 "$driver" 2>/dev/null; do wait "$driver" || true; done  # a signal ends a wait
 wait "$driver" && status=0 || status=$?
+[ "$status" != 143 ] || status=130  # stopped before it listened for signals, so before anything ran
 exit "$status"

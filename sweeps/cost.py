@@ -55,7 +55,7 @@ class CostModel:
         self.overall, self.networks, self.kinds = Mean(), dict[str, Mean](), dict[tuple[str, str], Mean]()
         self.epochs: dict[str, int] = {}
         self.revision = 0
-        self.num_epochs = self.num_priced = 0
+        self.num_epochs = self.num_epochs_priced = 0
 
     def observe(self, config: TrialConfig, seconds: float, epochs: int) -> None:
         """Take note that `epochs` of a trial took `seconds`; a later note on the same trial replaces the earlier."""
@@ -68,8 +68,8 @@ class CostModel:
             mean.put(config.trial_id, value)
         self.num_epochs += epochs - self.epochs.get(config.trial_id, 0)
         self.epochs[config.trial_id] = epochs
-        if self.num_epochs > REPRICE_GROWTH * self.num_priced:
-            self.num_priced = self.num_epochs
+        if self.num_epochs > REPRICE_GROWTH * self.num_epochs_priced:
+            self.num_epochs_priced = self.num_epochs
             self.revision += 1
 
     def observe_record(self, record: TrialRecord) -> None:

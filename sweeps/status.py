@@ -23,7 +23,7 @@ STATES = ("done", "running", "waiting", "failed")
 FAILURES = ("failed", "out_of_memory", "diverged")
 PROGRESS_FILE = "progress.json"
 SHOWN_ERRORS = 5
-SILENT_SECONDS = 60.0  # a driver writes its progress every two seconds
+SILENT_SECONDS = 180.0  # a driver writes its progress every two seconds, but not while Ray starts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -115,7 +115,7 @@ class _Tested(NamedTuple):
 
 
 class _Training:
-    """A training on its way: the network, its terms' modules and their optimizer, how far it is, and what the epoch has summed so far."""
+    """A training on its way: the network, its terms' modules and their optimizer, the epoch, where it was entered, and its sums so far."""
 
     def __init__(
         self,
@@ -148,11 +148,12 @@ class _Training:
         self.epochs: list[EpochMetrics] = []
         self.earlier_seconds = 0.0
         self.service = Service(predictions)
+        self.last_save = time.monotonic()
         self.begin(self.stages[0].first_epoch)
 
-    def begin(self, epoch: int, *, step: int = 0, seconds: float = 0.0) -> None:
-        """Stand before a step of an epoch, on which `seconds` were spent; none of its losses is summed yet."""
-        self.epoch, self.step, self.seconds = epoch, step, seconds
+    def begin(self, epoch: int, *, first_step: int = 0, seconds: float = 0.0) -> None:
+        """Enter an epoch at a step, after `seconds` of training that count as its own; none of its losses is summed yet."""
+        self.epoch, self.first_step, self.earlier_epoch_seconds = epoch, first_step, seconds
         self.losses = RunningLosses(stage_at(self.stages, epoch).objective.names, self.device)
 
     def restore(self) -> None:
@@ -169,7 +170,7 @@ class _Training:
             if self.hooks.on_epoch is not None:
                 for row in self.epochs:
                     self.hooks.on_epoch(row)  # whoever listens now may not have heard of them
-            self.begin(state["epoch"], step=state["step"], seconds=state["train_seconds"])
+            self.begin(state["epoch"], first_step=state["step"], seconds=state["train_seconds"])
             self.service.hits, self.service.misses, self.service.fallback = state.get("service", (0, 0, ""))
             self.losses.sums, self.losses.first_bad = state["loss_sums"].to(self.device), state["first_bad"].to(self.device)
             if not self.team.is_leader:
@@ -218,7 +219,7 @@ class _Training:
                 if self.epoch == -1:
                     self.optimizer = make_optimizer(self.trainable, self.optim)
                 self.begin(self.epoch + 1, seconds=trained.seconds)
-                self.save(step=0, seconds=self.seconds)
+                self.save(step=0, seconds=trained.seconds)
                 continue
             started = time.monotonic()
             tested = self.test(with_branches=self.hooks.branch_accuracies == "every" or self.epoch == self.optim.epochs - 1)
@@ -232,16 +233,17 @@ class _Training:
             if self.hooks.on_epoch is not None:
                 self.hooks.on_epoch(self.epochs[-1])
         if tested is None:  # nothing was left to train: imported weights, or a checkpoint of the end
-            tested = self.test(with_branches=True)
+            tested = self.test(with_branches=True, with_val=False)
         return FitResult(epochs=self.epochs, accuracy=tested.test, peer_accuracy=tested.peer_test, earlier_seconds=self.earlier_seconds)
 
     def train_epoch(self, stage: TrainingStage) -> _Trained:
         """Take the epoch's steps that are left; raises TrialInterrupted, its checkpoint written, where a stop is asked for."""
         self.network.train(stage.trains_network)
         self.modules.train()
-        started = time.monotonic() - self.seconds
+        batches = self.own_batches()
+        started = time.monotonic() - self.earlier_epoch_seconds
         stage_epoch, steps_before = self.epoch - stage.first_epoch, (self.epoch - self.stages[0].first_epoch) * self.steps_per_epoch
-        for step, batch in zip(range(self.step, self.steps_per_epoch), self.own_batches(), strict=True):
+        for step, batch in zip(range(self.first_step, self.steps_per_epoch), batches, strict=True):
             self.save_if_due(step, started)
             training_step(
                 self.trained,
@@ -270,7 +272,7 @@ class _Training:
         if self.device.type == "cuda":
             order, views = order.pin_memory(), views.pin_memory()  # so that a batch's copy does not wait for the device
         own = self.optim.batch_size // self.team.size
-        firsts = [step * self.optim.batch_size + self.team.rank * own for step in range(self.step, self.steps_per_epoch)]
+        firsts = [step * self.optim.batch_size + self.team.rank * own for step in range(self.first_step, self.steps_per_epoch)]
         return training_batches(self.data, [(order[first : first + own], views[first : first + own]) for first in firsts], dtype=self.dtype)
 
     def save_if_due(self, step: int, started: float) -> None:
@@ -284,13 +286,13 @@ class _Training:
             self.team.barrier()  # the first rank that ends is the end of all, the leader still writing or not
             raise TrialInterrupted(f"trial {self.config.trial_id} stopped at epoch {self.epoch}, step {step}")
 
-    def test(self, *, with_branches: bool) -> _Tested:
+    def test(self, *, with_branches: bool, with_val: bool = True) -> _Tested:
         """Evaluate the network and its peer; their running statistics are the leader's."""
         self.team.share_buffers(self.network)
         peer = self.network.peer
         return _Tested(
             test=self.accuracy_of(self.network, "test", with_branches=with_branches),
-            val=self.accuracy_of(self.network, "val") if self.data.num_images("val") else None,
+            val=self.accuracy_of(self.network, "val") if with_val and self.data.num_images("val") else None,
             peer_test=self.accuracy_of(peer, "test") if peer is not None else None,
         )
 

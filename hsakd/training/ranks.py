@@ -6,11 +6,12 @@ Not a nested Ray trainer, which keeps its resources when Ray Tune stops the tria
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -33,7 +34,20 @@ SILENCE = timedelta(hours=2)  # of a rank, before the others give up; the proces
 
 
 class RankDied(RuntimeError):
-    """A rank ended without a word: killed, or crashed below Python."""
+    """A rank ended without a word: killed, or crashed below Python. `has_aborted`: by itself, as NCCL does after another rank's end."""
+
+    has_aborted = False
+
+
+def cause_of(errors: Sequence[BaseException]) -> BaseException:
+    """Return which of the errors that ranks end with is why the trial ended: a rank that has lost another says RuntimeError, or aborts."""
+
+    def distance(error: BaseException) -> int:
+        if isinstance(error, RankDied):
+            return 3 if error.has_aborted else 1
+        return 2 if type(error) in (RuntimeError, dist.DistBackendError) else 0
+
+    return min(errors, key=distance)
 
 
 def run_ranks(
@@ -66,8 +80,8 @@ def run_ranks(
             for process in processes:
                 process.join()
                 process.close()
-    if errors:  # a rank that has lost another says RuntimeError
-        raise min(errors, key=lambda error: (type(error) in (RuntimeError, dist.DistBackendError), isinstance(error, RankDied)))
+    if errors:
+        raise cause_of(errors)
     record = context.store.read_trial(config.trial_id)
     assert record is not None
     return record
@@ -97,7 +111,9 @@ def _listen(
                 process = is_open.pop(link)
                 process.join()
                 if process.exitcode != 0 and link not in have_said:
-                    errors.append(RankDied(f"rank {links.index(link)} of {len(links)} ended with exit status {process.exitcode}"))
+                    death = RankDied(f"rank {links.index(link)} of {len(links)} ended with exit status {process.exitcode}")
+                    death.has_aborted = process.exitcode == -signal.SIGABRT
+                    errors.append(death)
             else:
                 if isinstance(word, BaseException):
                     errors.append(word)

@@ -1,4 +1,4 @@
-"""One step: the loss of a batch, its gradients and the optimizer's update; nothing in it waits for the device."""
+"""One step: the loss of a batch, its gradients and the optimizer's update, none of which waits for the device; and the sums of losses."""
 
 import contextlib
 from typing import Any, NamedTuple

@@ -78,7 +78,7 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
 
 
 def start_ray(options: EngineOptions, folder: Path) -> None:
-    """Start a local Ray; on a machine so busy that its processes don't answer in time, once more."""
+    """Start a local Ray; on a machine so busy that its processes don't answer in time, up to `RAY_STARTS` times."""
     trials_at_once = options.packing.most_at_once(options.gpus)
     for starts_left in reversed(range(RAY_STARTS)):
         try:

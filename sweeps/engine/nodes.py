@@ -11,12 +11,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from hsakd.config import DataConfig
 from hsakd.files import replacing
-from sweeps.engine.options import EngineOptions, Unfit
+from sweeps.engine.options import HEARTBEAT_SECONDS, EngineOptions, Unfit
 from sweeps.fitness import TOKEN_FILE, Expected, data_problem, node_problem, present_versions
 from sweeps.packing import num_cores
 from sweeps.wording import counted
 
-HEARTBEAT_SECONDS = 2.0
 NODE_CHECK_SECONDS = 300.0
 JOIN_SECONDS = 300.0  # workers start with the driver, on busy machines and from slow disks
 
@@ -78,17 +77,17 @@ class Nodes:
             else:
                 self.fit[name] = alive[name]["Resources"]
 
-    def wait_for_checks(self, look: Callable[[], None] = lambda: None) -> None:
+    def wait_for_checks(self, beat: Callable[[], None] = lambda: None) -> None:
         """Return once every node that is there has been checked, in a cluster at least one; raises Unfit where none can run trials.
 
         A cluster's nodes join one by one, some after the driver, so the first is waited for (with `requires_gpus` all of them), with a
-        `look` every few seconds.
+        `beat` every two seconds.
         """
         started = time.monotonic()
         self.refresh()
-        next_look = started + HEARTBEAT_SECONDS
+        next_beat = started + HEARTBEAT_SECONDS
         is_said = False
-        while (self.checks and time.monotonic() < started + NODE_CHECK_SECONDS) or (
+        while (self.checks and time.monotonic() < started + JOIN_SECONDS + NODE_CHECK_SECONDS) or (  # the last to join is checked, too
             self._are_expected and time.monotonic() < started + JOIN_SECONDS
         ):
             if not self.checks and not is_said:
@@ -96,9 +95,9 @@ class Nodes:
                 self.say(f"the cluster has {counted(self.num_present, self.kind)} yet; waiting for more, up to {JOIN_SECONDS:g} s")
             time.sleep(0.1)
             self.refresh()
-            if time.monotonic() > next_look:
-                look()
-                next_look = time.monotonic() + HEARTBEAT_SECONDS
+            if time.monotonic() > next_beat:
+                beat()
+                next_beat = time.monotonic() + HEARTBEAT_SECONDS
         if not self.fit and self.problems:
             raise Unfit(f"no node of the cluster can run trials: {next(iter(self.problems.values()))}")
         if not (self.fit or self.checks) and not self.options.gpus and self.options.address is not None:
@@ -175,10 +174,12 @@ def check_gpus(options: EngineOptions, nodes: Nodes, say: Callable[[str], None])
 def num_slots(options: EngineOptions, nodes: Nodes) -> int:
     """Return how many trials may run at once, at least 1: GPUs x trials per GPU if the CPUs suffice, or CPUs / CPUs per trial.
 
-    Where a cluster lacks GPUs, those of one more count: an autoscaler adds nodes for what waits.
+    Where a cluster lacks GPUs, trials that wait in Ray have an autoscaler add some: those of one more place are asked for. (Not with a
+    time limit: what waits in Ray may start too late for it.)
     """
     if options.gpus:
-        more = options.packing.most_at_once(1) if nodes.num_present < options.gpus else 0
+        is_growing = nodes.num_present < options.gpus and options.time_limit_seconds is None
+        more = options.packing.most_at_once(options.packing.ranks_per_trial) if is_growing else 0
         return max(1, min(options.packing.most_at_once(options.gpus), slots_by_cpus(options, nodes) + more))
     return max(1, int(nodes.num_present) // options.cpus_per_trial)
 

@@ -8,6 +8,7 @@ from typing import Any
 from hsakd.config import DataConfig
 from sweeps.packing import Packing
 
+HEARTBEAT_SECONDS = 2.0  # between two looks of the driver at the cluster, the time limit and its progress
 STOP_FILE = "stop"  # while it is in --out, trials checkpoint at their next step and end
 
 

@@ -95,11 +95,11 @@ class ScheduleSearcher(Searcher):
         return max(self._needs(config), self._capacity() if config.trial_id in self.packing.host_alone else 0.0)
 
     def _capacity(self) -> float:
-        """Return the GPUs (CPUs) that may be reserved now; in a cluster one GPU beyond those present, so that an autoscaler sees a need."""
+        """Return the GPUs (CPUs) that may be reserved now; in a cluster those of one more place, so that an autoscaler sees a need."""
         present = self.nodes.num_present
         if not self.options.gpus:
             return present
-        return min(float(self.options.gpus), present + (1 if self.options.address is not None else 0))
+        return min(float(self.options.gpus), present + (self.packing.ranks_per_trial if self.options.address is not None else 0))
 
     def seconds_left(self) -> float | None:
         """Return the seconds to the time limit, None without one."""

@@ -14,8 +14,8 @@ from ray.tune.search import ConcurrencyLimiter
 
 from hsakd.files import replacing
 from sweeps.engine.ends import touch_if_possible
-from sweeps.engine.nodes import HEARTBEAT_SECONDS, num_slots
-from sweeps.engine.options import STOP_FILE
+from sweeps.engine.nodes import num_slots
+from sweeps.engine.options import HEARTBEAT_SECONDS, STOP_FILE
 from sweeps.engine.searcher import ScheduleSearcher
 from sweeps.schedule import Schedule
 from sweeps.status import PROGRESS_FILE

@@ -170,8 +170,8 @@ def test_real_trainings_end_in_the_same_table_after_a_killed_worker_and_broken_c
     wait_for(lambda: list(out.glob("checkpoints/*/resume.pt")), driver)
     for pid in workers_of(driver):
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: list(out.glob("trials/*.parquet")), driver, 300)
-    wait_for(lambda: list(out.glob("checkpoints/*/resume.pt")), driver, 300)
+    wait_for(lambda: list(out.glob("trials/*.parquet")), driver)
+    wait_for(lambda: list(out.glob("checkpoints/*/resume.pt")), driver)
     driver.send_signal(signal.SIGINT)
     output = driver.communicate(timeout=900)
     assert driver.returncode == 130, output

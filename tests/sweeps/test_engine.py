@@ -109,23 +109,54 @@ class Joining(Nodes):
 
 def test_the_first_node_of_a_cluster_is_waited_for_and_with_require_gpus_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
+    beats: list[int] = []
 
     def waited(*after: int, **changes: object) -> Joining:
         nodes = Joining(EngineOptions(out=tmp_path, address="auto", **changes), said.append)  # type: ignore[arg-type]
         nodes.after = after
-        nodes.wait_for_checks()
+        nodes.wait_for_checks(lambda: beats.append(nodes.looks))
         return nodes
 
     assert waited(3, 5).num_present == 2
     assert said == ["the cluster has 0 CPUs yet; waiting for more, up to 300 s"]
     assert waited(3, 5, gpus=4).num_present == 2
     assert waited(3, 5, gpus=4, requires_gpus=True).num_present == 4
+    assert not beats
+    monkeypatch.setattr("sweeps.engine.nodes.HEARTBEAT_SECONDS", 0.0)
+    waited(3)
+    assert len(beats) == 2  # status.py does not take the driver for silent
     monkeypatch.setattr("sweeps.engine.nodes.JOIN_SECONDS", 0.2)
     with pytest.raises(Unfit, match="--address is auto, whose nodes have no CPU for trials; accepted"):
         waited(1000)
     nodes = waited(1, 1000, gpus=4, requires_gpus=True)
     with pytest.raises(Unfit, match="--gpus is 4, but the cluster has 2"):
         check_gpus(nodes.options, nodes, said.append)
+
+
+class Checked(Joining):
+    """A node that joins at the last moment and whose check takes longer."""
+
+    def refresh(self) -> None:
+        self.looks += 1
+        self.checks = {"late": object()} if 3 <= self.looks < 8 else {}
+        self.fit = {"late": {"CPU": 2.0, "GPU": 2.0}} if self.looks >= 8 else {}
+
+
+def test_a_node_that_joins_last_is_checked_before_the_cluster_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.engine.nodes.JOIN_SECONDS", 0.35)
+    nodes = Checked(EngineOptions(out=tmp_path, address="auto", gpus=2), lambda _: None)
+    nodes.wait_for_checks()
+    assert nodes.num_present == 2
+
+
+def test_a_cluster_that_lacks_gpus_is_asked_for_one_place_more(tmp_path: Path) -> None:
+    packing, address = Packing(ranks_per_trial=2), "auto"
+    searcher = searcher_of(tmp_path, seeds=4, gpus=8, present=4, packing=packing, address=address)
+    assert [searcher.suggest(name) is not None for name in "abc"] == [True, True, True]
+    assert searcher.suggest("d") is None
+    assert num_slots(searcher.options, searcher.nodes) == 3
+    limited = replace(searcher.options, time_limit_seconds=3600.0)
+    assert num_slots(limited, searcher.nodes) == 2  # what waits in Ray may start too late
 
 
 def test_nodes_that_join_while_nothing_runs_are_seen(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_driver_that_is_not_heard_of_runs_nothing(tmp_path: Path) -> None:
     end(schedule, done)
     write_progress(tmp_path, running.trial_id, age=SILENT_SECONDS + 60)
     text, _ = describe(ResultStore(tmp_path))
-    assert "the driver on node7 was last heard of 2 min ago" in text
+    assert "the driver on node7 was last heard of 4 min ago" in text
     assert describe_driver(ResultStore(tmp_path)) == "another driver"
     totals = next(line for line in text.splitlines() if line.startswith("all trials")).split()[2:]
     assert totals[1] == "0"

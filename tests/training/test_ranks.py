@@ -24,7 +24,7 @@ from hsakd.records import EpochMetrics
 from hsakd.store import ResultStore
 from hsakd.training import loop
 from hsakd.training.checkpoint import RESUME_FILE, load_resume, save_resume
-from hsakd.training.ranks import run_rank
+from hsakd.training.ranks import RankDied, cause_of, run_rank
 from hsakd.training.team import Team
 from hsakd.training.trial import RunContext, TrialInterrupted, run_trial
 from sweeps.engine.cluster import temporary_folder
@@ -272,6 +272,15 @@ if __name__ == "__main__":
     context = RunContext(store=ResultStore(Path(out)), data_dir=Path(photos), num_ranks=2, loader_workers=1)
     run_trial(TrialConfig.from_json(Path(config).read_text()), context, report=lambda row: print("epoch", flush=True))
 """
+
+
+def test_a_trial_ends_for_the_error_that_is_nearest_to_the_cause() -> None:
+    killed, aborted = RankDied("killed"), RankDied("aborted")
+    aborted.has_aborted = True
+    lost, own = RuntimeError("connection closed by peer"), ValueError("no such file")
+    assert cause_of([lost, killed, own]) is own
+    assert cause_of([lost, killed, aborted]) is killed
+    assert cause_of([aborted, lost]) is lost
 
 
 @pytest.mark.parametrize("killed", ["trial", pytest.param("rank", marks=pytest.mark.slow)])

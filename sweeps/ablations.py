@@ -127,16 +127,6 @@ def ablation_work(options: AblationOptions) -> list[tuple[PlanEntry, TrialConfig
             rows.append(("backbone", "Teacher", 0, factory.teacher_backbone(pair.teacher, teacher_seed)))
         rows += [("report", arm.label, seed, student_of(arm, factory, pair, seed, teacher)) for arm in arms for seed in seeds_of(options)]
         for purpose, method, seed, config in rows:
-            entry = PlanEntry(
-                trial_id=config.trial_id,
-                purpose=purpose,
-                method=method,
-                teacher=pair.teacher,
-                student=pair.student,
-                seed=seed,
-                teacher_seed=teacher_seed,
-                study=study_name(options, study),
-                config_json=config.to_json(),
-            )
-            lines.append((entry, config))
+            more = {"seed": seed, "teacher_seed": teacher_seed, "study": study_name(options, study)}
+            lines.append((pair.line(config, purpose=purpose, method=method, **more), config))
     return lines

@@ -275,7 +275,7 @@ class Schedule:
     def _plan_search(self, search: PairSearch, number: int) -> TrialConfig:
         """Put a study's trial into the plan; tell it at once where the result folder knows its end."""
         config = self.factory.hsakd(search.pair, 0, self.search_teachers[search.pair.name], search.setting(number))
-        self._add(self._entry(search.pair, "search", "search", config, study=search.pair.name, study_number=number), config)
+        self._add(search.pair.line(config, purpose="search", method="search", study=search.pair.name, study_number=number), config)
         self.numbers.setdefault(config.trial_id, []).append((search, number))
         self.stages_after[config.trial_id] = (search.pair.name, SEARCH_STAGES - 1)
         if search.study.get_trials(deepcopy=False)[number].user_attrs.get("trial_id") != config.trial_id and number in search.running():
@@ -283,21 +283,6 @@ class Schedule:
         if config.trial_id in self.done:
             search.tell(number, self.done[config.trial_id])
         return config
-
-    def _entry(
-        self, pair: Pair, purpose: str, method: str, config: TrialConfig, *, seed: int = 0, study: str = "", study_number: int | None = None
-    ) -> PlanEntry:
-        return PlanEntry(
-            trial_id=config.trial_id,
-            purpose=purpose,
-            method=method,
-            teacher=pair.teacher,
-            student=pair.student,
-            seed=seed,
-            study=study,
-            study_number=study_number,
-            config_json=config.to_json(),
-        )
 
     def on_epoch(self, trial_id: str, metrics: EpochMetrics) -> bool:
         """Pass an epoch on to the study; return whether the trial should be pruned."""
@@ -344,12 +329,8 @@ class Schedule:
                 for setting in [PAPER_SETTING, *search.best(self._top_k())]:
                     for seed in seeds_of(self.options):
                         config = self.factory.hsakd(search.pair, seed, self.search_teachers[name], setting)
-                        self._add(
-                            self._entry(
-                                search.pair, "confirm", "confirm", config, seed=seed, study=name, study_number=search.number_of(setting)
-                            ),
-                            config,
-                        )
+                        more = {"seed": seed, "study": name, "study_number": search.number_of(setting)}
+                        self._add(search.pair.line(config, purpose="confirm", method="confirm", **more), config)
                         self.stages_after.setdefault(config.trial_id, (name, 1))
                 self.phases[name] = "confirm"
             if self.phases[name] == "confirm":
@@ -357,7 +338,7 @@ class Schedule:
                 if winner is not None:
                     for seed in seeds_of(self.options):
                         config = self.factory.hsakd(search.pair, seed, self.factory.joint_teacher(search.pair.teacher, 0), winner)
-                        self._add(self._entry(search.pair, "report", TUNED, config, seed=seed), config)
+                        self._add(search.pair.line(config, purpose="report", method=TUNED, seed=seed), config)
                     self.phases[name] = "report"
 
     def _are_all_done(self, search: PairSearch) -> bool:

@@ -1,6 +1,7 @@
 """Options -> the work-list: every trial of a sweep that is known beforehand, and the trials that a search will add."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hsakd.config import DataConfig, FolderConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.dataset_table import OWN_IMAGES, num_stored_images, stored_size
@@ -43,6 +44,11 @@ class Pair:
     def name(self) -> str:
         """TEACHER-STUDENT, also the study's name."""
         return f"{self.teacher}-{self.student}"
+
+    def line(self, config: TrialConfig, *, purpose: str, method: str, **more: Any) -> PlanEntry:
+        """Return a trial's line in the plan of this pair; `more` are the line's other columns."""
+        own = {"teacher": self.teacher, "student": self.student, "trial_id": config.trial_id, "config_json": config.to_json()}
+        return PlanEntry(purpose=purpose, method=method, **(own | more))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,18 +244,7 @@ def known_work(options: SweepOptions) -> list[tuple[PlanEntry, TrialConfig]]:
     factory, lines = TrialFactory(options), []
 
     def add(pair: Pair, purpose: str, method: str, config: TrialConfig, *, seed: int = 0, teacher_seed: int = 0) -> None:
-        entry = PlanEntry(
-            trial_id=config.trial_id,
-            purpose=purpose,
-            method=method,
-            teacher=pair.teacher,
-            student=pair.student,
-            seed=seed,
-            teacher_seed=teacher_seed,
-            study=pair.name if purpose in ("search", "confirm") else "",
-            config_json=config.to_json(),
-        )
-        lines.append((entry, config))
+        lines.append((pair.line(config, purpose=purpose, method=method, seed=seed, teacher_seed=teacher_seed), config))
 
     methods = options.methods
     for pair in pairs_of(options):

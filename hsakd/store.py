@@ -67,7 +67,7 @@ def read_rows(path: Path, record: type[Any]) -> list[Any]:
     names = {item.name for item in dataclasses.fields(record)}
     try:
         with pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True) as file:
-            rows = file.read().to_pylist()
+            rows = file.read(use_threads=False).to_pylist()  # a pool thread that holds `content` at exit aborts the process
         versions = {row.get("schema_version", SCHEMA_VERSION) for row in rows} - {SCHEMA_VERSION}
         if versions:
             raise OtherVersion(f"{path.name} has schema_version {versions.pop()}; accepted: {SCHEMA_VERSION}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Ray cluster of several nodes on this machine, a sweep on it, and nothing left behind:
 #   NODES=2 CPUS=4 GPUS=0 recipes/local_nodes.sh --preset digits --gpus 0 --out runs/local
-# NODES are started beside a head that runs no trials; CPUS and GPUS are of each node. Every node is a process group of this script.
+# NODES are started beside a head that runs no trials; CPUS and GPUS are of each node.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python}
@@ -24,8 +24,9 @@ stop_nodes() {
 trap stop_nodes EXIT
 trap 'is_told=yes; [ -z "$driver" ] || kill -TERM "$driver" 2>/dev/null || true' INT TERM
 
+# setsid: a signal to this script's group (Ctrl-C, timeout) reaches the driver once, through the trap, and the nodes after it has ended
 start_node() {
-    "$here/recipes/ray_node.sh" --node-ip-address 127.0.0.1 --object-store-memory $((100 * 1024 * 1024)) "$@" &
+    setsid "$here/recipes/ray_node.sh" --node-ip-address 127.0.0.1 --object-store-memory $((100 * 1024 * 1024)) "$@" &
     nodes+=("$!")
 }
 
@@ -39,7 +40,7 @@ for _ in $(seq "${NODES:-2}"); do
     start_node --address "$address" --num-cpus "${CPUS:-2}" --num-gpus "${GPUS:-0}"
 done
 
-setsid "$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &  # Ctrl-C reaches it once, through the trap
+setsid "$python" "$here/sweeps/run_pairs.py" --address "$address" "$@" &
 driver=$!
 [ -z "$is_told" ] || kill -TERM "$driver"  # told before the trap knew whom to stop
 while kill -0 "$driver" 2>/dev/null; do wait "$driver" || true; done  # a signal ends a wait

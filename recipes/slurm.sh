@@ -12,6 +12,7 @@
 #   sbatch recipes/slurm.sh --preset paper --gpus 16 --data-dir /shared/data --out /shared/runs/paper --time-limit 23:40:00
 # Ten minutes before the job's end (USR1), or when it is cancelled (TERM), trials checkpoint and the driver ends with status 130: then, and
 # only then, the job is requeued. A failed trial (status 1), bad input (2), a full disk or nodes that can't run trials (3) need a person.
+# scancel ends the nodes, too, within seconds; scancel --batch --signal=TERM JOB leaves them until the trials' checkpoints are written.
 # All nodes must see the checkout: HSAKD_HOME, or the folder in which sbatch was called.
 set -u
 here=${HSAKD_HOME:-$SLURM_SUBMIT_DIR}

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +45,19 @@ def test_a_trial_reads_back_equal(tmp_path: Path) -> None:
     assert store.trial_ids() == [CONFIG.trial_id]
     assert RECORD.config == CONFIG
     assert store.read_trial("absent") is None
+
+
+def test_no_thread_of_arrows_pool_reads_a_file(tmp_path: Path) -> None:
+    """A thread that holds Python's bytes when the interpreter ends aborts the process, whatever its exit status was to be."""
+    store = ResultStore(tmp_path)
+    store.write_trial(RECORD, EPOCHS)
+    code = (
+        "import os, sys, pathlib, hsakd.store as store; before = len(os.listdir('/proc/self/task'));"
+        f"assert store.ResultStore(pathlib.Path(sys.argv[1])).read_trial({CONFIG.trial_id!r}) is not None;"
+        "assert len(os.listdir('/proc/self/task')) == before"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    subprocess.run(line, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
 
 
 def test_a_plan_reads_back_equal(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A Ray of our own, or somebody's: how it is started, joined and left."""
 
+import functools
 import importlib
 import logging
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -77,20 +79,37 @@ def ray_cluster(options: EngineOptions, folder: Path) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def groups_of_their_own() -> Iterator[None]:
+    """Have Ray start its processes in process groups of their own.
+
+    A SIGTERM to the driver's group (`timeout`, `srun`, systemd) would end them before the trials' checkpoints are written. Ray has no
+    option for it; they end with the driver all the same.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
 def start_ray(options: EngineOptions, folder: Path) -> None:
     """Start a local Ray; on a machine so busy that its processes don't answer in time, up to `RAY_STARTS` times."""
     trials_at_once = options.packing.most_at_once(options.gpus)
     for starts_left in reversed(range(RAY_STARTS)):
         try:
-            ray.init(
-                num_cpus=max(num_cores(), options.cpus_per_trial * trials_at_once),
-                include_dashboard=options.has_dashboard,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder),
-                num_gpus=None if options.gpus else 0,
-            )
+            with groups_of_their_own():
+                ray.init(
+                    num_cpus=max(num_cores(), options.cpus_per_trial * trials_at_once),
+                    include_dashboard=options.has_dashboard,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                    num_gpus=None if options.gpus else 0,
+                )
         except Exception as error:  # Ray raises plain ones
             ray.shutdown()
             if starts_left == 0:

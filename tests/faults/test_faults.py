@@ -243,12 +243,13 @@ def test_a_disk_that_is_full_from_the_start_is_one_sentence_and_status_3(tmp_pat
 
 
 @pytest.mark.slow
-def test_an_interrupt_of_the_whole_group_stops_tidily_and_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])  # as a terminal does, and `timeout`, `srun`, systemd
+def test_a_signal_to_the_whole_group_stops_tidily_and_leaves_nothing_behind(number: signal.Signals, tmp_path: Path) -> None:
     out, temporary = tmp_path / "out", Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
     driver = start(out, TMPDIR=str(temporary), is_group=True)
     wait_for(lambda: list(out.glob("trials/*.parquet")), driver)
     tree = workers_of(driver)
-    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(driver.pid, number)
     output, errors = driver.communicate(timeout=900)
     assert driver.returncode == 130, output + errors
     assert "go on with: python" in output

@@ -28,7 +28,6 @@ from hsakd.dataset_table import DATASET_TABLE
 from hsakd.registry import Registry
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-EVALUATION_BATCH = 500
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGES_AT_ONCE = 1000  # bounds the memory of counting and resizing
 DIGITS_TEST_IMAGES = 360  # a fifth of the 1,797, stratified with a fixed seed
@@ -129,12 +128,18 @@ class Dataset:
     def evaluation_batches(self, part: str, *, rank: int = 0, size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield uint8 images [B, C, S, S] and labels [B] of every `size`-th image of a part, beginning with image `rank`."""
         images, labels = (getattr(self, f"{part}_{kind}")[rank::size] for kind in ("images", "labels"))
-        yield from zip(torch.split(images, EVALUATION_BATCH), torch.split(labels, EVALUATION_BATCH), strict=True)
+        batch_size = evaluation_batch_size(images.device)
+        yield from zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
 
     def to(self, device: torch.device) -> "Dataset":
         """Return the same data with every tensor on `device`."""
         names = ("train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+def evaluation_batch_size(device: torch.device) -> int:
+    """Return how many images to evaluate at once: on a CPU so few that their maps stay in its caches (1.1 to 4 times as fast as 500)."""
+    return 64 if device.type == "cpu" else 500
 
 
 class Described(Protocol):

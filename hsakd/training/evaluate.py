@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hsakd.data.datasets import evaluation_batch_size
 from hsakd.data.views import normalize, rotate_rows
 from hsakd.models import HierarchicalNet
 from hsakd.training.team import SOLO, Team
@@ -34,11 +35,12 @@ def evaluate(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     with_branches: bool = False,
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> Accuracy:
     """Evaluate on uint8 `images` [n, C, H, W] with `labels` [n], as `evaluate_batches`; no images (n = 0) raise ValueError."""
     if len(labels) == 0:
         raise ValueError("evaluate: no images")
+    batch_size = batch_size or evaluation_batch_size(images.device)
     batches = zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True)
     return evaluate_batches(network, batches, num_images=len(labels), mean=mean, std=std, with_branches=with_branches)
 

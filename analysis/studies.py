@@ -156,11 +156,12 @@ def study_table(
     beside: Callable[[StudyRows, Pair, list[str]], dict[str, Summary]] = lambda *_: {},
     columns: Mapping[str, str] = SELECTIONS,
     measure: str = "Test accuracy in per cent",
+    names_dataset: bool = False,
 ) -> Table:
     """Return a study's table: per pair the accuracy, the gain over the arm `base` (paired by seed) and the published arm if any.
 
     `beside` returns the published arms of a pair by name, and says in the list why there are none; `columns` are the records' columns of
-    `measure` by selection.
+    `measure` by selection; with `names_dataset` columns name their data set even where all have the same.
     """
     rows_of_study = study_rows(results, options, study, columns)
     arms, pairs, reasons = rows_of_study.arms(order), rows_of_study.pairs, list[str]()
@@ -168,7 +169,7 @@ def study_table(
     base = base if base in arms else None
     heads, rows = ["Arm"], []
     for pair in pairs:
-        label = pair_label(pair, pairs)
+        label = pair_label(pair, pairs, names_dataset=names_dataset)
         heads += [
             label,
             *([f"{label}: gain over {base}"] if base else []),

@@ -49,7 +49,7 @@ def test_probes_stand_beside_table_3_where_their_students_were_trained_on_cifar1
     for seed in range(2):
         probe(run, "Student", seed, 60.0, run.config(run.student, taps=(), seed=seed))
     (table,) = transfer.build(results_of(run), Options())
-    is_beside = ("Student", "vgg13_bn → mobilenetv2_half: published (best-test)") in texts(table)
+    is_beside = ("Student", "vgg13_bn → mobilenetv2_half [stl10]: published (best-test)") in texts(table)
     assert is_beside is (dataset == "cifar100")
     sentence = "vgg13_bn → mobilenetv2_half: no published numbers beside students trained on cifar10 (the paper's: cifar100)."
     assert (sentence in table.notes) is (dataset == "cifar10")

@@ -20,6 +20,7 @@ from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.build import main
 from analysis.one_setting import one_setting
 from analysis.search import studies_of
+from analysis.setting import setting_of
 from analysis.table import Cell, Table
 from analysis.tables import cost, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
@@ -356,7 +357,10 @@ def test_every_latex_table_is_strict_booktabs(folder: Make) -> None:
     assert len(files) >= 9
     for path in files:
         assert_is_latex(path.read_text(), num_parts=1)
-    assert r"\caption{Accuracy of the methods}" in (run.root / "tables/table1.tex").read_text()
+    assert (
+        r"\caption{Accuracy of the methods. Trained on cifar100, 50,000 training images, 32x32, 4 epochs.}"
+        in (run.root / "tables/table1.tex").read_text()
+    )
     assert r"\shortstack{wrn\_40\_2 $\rightarrow$\\{}wrn\_16\_2}" in (run.root / "tables/table1.tex").read_text()
     assert " $-$1.10 [" in (run.root / "tables/temperature.tex").read_text()
     assert "HSAKD $-$ KD" in (run.root / "tables/equal_teacher.tex").read_text()
@@ -441,3 +445,32 @@ def test_a_teacher_from_a_weights_file_is_named_with_the_rows_that_rest_on_it(fo
     assert [note for note in table.notes if "weights file" in note] == [
         f"{run.teacher} is from a weights file (sha256 abcdef012345), not trained here, in: HSAKD, KD."
     ]
+
+
+def test_every_output_says_on_what_its_trials_were_trained(folder: Make) -> None:
+    run = folder(dataset="fashion_mnist")
+    run.pair()
+    run.studies()
+    assert main([str(run.write())]) == 0
+    setting = "fashion_mnist, 60,000 training images, 28x28, 4 epochs"
+    tables = run.root / "tables"
+    assert f"- Trained on {setting}.\n" in (tables / "table1.md").read_text()
+    assert f"<li>Trained on {setting}.</li>" in (tables / "table1.html").read_text()
+    assert r"Effect of the temperature. Trained on fashion\_mnist, 60,000" in (tables / "temperature.tex").read_text()
+    assert set(pd.read_csv(tables / "loss_terms.csv")["setting"]) == {setting}
+    assert f"{setting}; " not in (tables / "search_summary.md").read_text()
+    assert "60,000 training images (10 % held out), 28x28, 4 epochs" in (tables / "search_summary.md").read_text()
+    report = (tables / "report.html").read_text()
+    assert len(re.findall(r'<img alt="[^"]*Trained on fashion_mnist', report)) == report.count("<img") > 0
+
+
+def test_several_settings_are_counted_and_weights_from_a_file_have_none(folder: Make) -> None:
+    run = folder(dataset="digits")
+    configs = [run.config(run.student, taps=(), seed=seed) for seed in range(3)]
+    configs += [replace(configs[0], optim=replace(configs[0].optim, epochs=epochs)) for epochs in (5, 6, 7, 8)]
+    configs.append(replace(configs[0], optim=replace(configs[0].optim, epochs=0), imported_sha256="0" * 64))
+    for config in configs:
+        run.add(config, "report", "Student", 70.0)
+    found = setting_of(load([run.write()]), [config.trial_id for config in configs])
+    data = "digits, 1,437 training images, 8x8"
+    assert found == f"{data}, 4 epochs (3 trials); {data}, 5 epochs (1 trial); {data}, 6 epochs (1 trial); 2 other settings"

@@ -192,7 +192,8 @@ def study_table(
     if any(references.values()):
         about.append("Published numbers are selected on the best test epoch.")
     notes = tuple(dict.fromkeys([*about, *reasons, *rows_of_study.notes]))
-    return Table(name=study.replace("-", "_"), title=title, columns=tuple(heads), rows=tuple(rows), notes=notes)
+    name, selection = study.replace("-", "_"), options.selection
+    return Table(name=name, title=title, columns=tuple(heads), rows=tuple(rows), notes=notes, selection=selection)
 
 
 def placement_order(entry: dict[str, Any]) -> tuple[int, str]:

@@ -23,7 +23,7 @@ _LATEX = {
 }
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 CSV_NUMBERS = ("mean", "std", "n", "low", "high", "p")
-CSV_COLUMNS = ("line", "row", "column", "text", *CSV_NUMBERS, "trials", "setting")
+CSV_COLUMNS = ("line", "row", "column", "text", *CSV_NUMBERS, "selection", "trials", "setting")
 MAX_LINKS = 24
 LATEX_LINES = 45  # of a page
 HEAD_WIDTH, ROW_WIDTH, CELL_WIDTH = 16, 32, 24  # letters in a line of LaTeX's heads, rows' names and cells ("+1.20 [+0.80, +1.60] (3)")
@@ -35,7 +35,7 @@ _MINUS = re.compile(r"(?<!\w)-(?=\d)|(?<= )-(?= )")  # of "-0.5" and of "HSAKD -
 class Cell:
     """What stands in one place: its text, and, for a measured number, mean, std (ddof=1), n and the trials it comes from.
 
-    A difference has the ends of its 95 % interval and its p-value, too.
+    A difference has the ends of its 95 % interval and its p-value, too. `selection` is given where it is not the table's.
     """
 
     text: str
@@ -46,13 +46,15 @@ class Cell:
     high: float | None = None
     p: float | None = None
     trial_ids: tuple[str, ...] = ()
+    selection: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
     """A titled table; the first cell of a row names it; `notes` stand below and say what is missing.
 
-    `setting` says on what its trials were trained: the first note, in LaTeX in the caption, in the CSV a column.
+    `setting` says on what its trials were trained: the first note, in LaTeX in the caption, in the CSV a column. `selection`
+    is the epoch that its test accuracies are of, a key of `aggregate.SELECTIONS`; empty where it shows none.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    selection: str = ""
     setting: str = ""
 
     def __post_init__(self) -> None:
@@ -128,8 +131,9 @@ class Table:
         writer.writerow(CSV_COLUMNS)
         for line, row in enumerate(self.rows, 1):
             for column, cell in zip(self.columns[1:], row[1:], strict=True):
+                selection = cell.selection or (self.selection if cell.trial_ids else "")
                 numbers = ["" if (number := getattr(cell, name)) is None else repr(number) for name in CSV_NUMBERS]
-                writer.writerow([line, row[0].text, column, cell.text, *numbers, " ".join(cell.trial_ids), self.setting])
+                writer.writerow([line, row[0].text, column, cell.text, *numbers, selection, " ".join(cell.trial_ids), self.setting])
         return text.getvalue()
 
     def to_html(self, *, linked: bool = False) -> str:

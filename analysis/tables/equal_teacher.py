@@ -63,8 +63,8 @@ def build(results: Results, options: Options) -> list[Table]:
     if any(text and not departures(text) for text in on_cifar100["config_json"]):
         about.append(_published())
     columns = ("Pair", "Methods", "Gain", "p", "p (Holm)", "Test")
-    table = Table(name="equal_teacher", title="Gains at equal teacher", columns=columns, rows=(*rows, *means), notes=(*about, *notes))
-    return [table]
+    title, every, notes = "Gains at equal teacher", (*rows, *means), [*about, *notes]
+    return [Table(name="equal_teacher", title=title, columns=columns, rows=every, notes=tuple(notes), selection=options.selection)]
 
 
 def _common(sides: list[pd.DataFrame], column: str) -> set[str]:

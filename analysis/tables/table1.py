@@ -54,7 +54,8 @@ def build(results: Results, options: Options) -> list[Table]:
             about.append("Measured and published rows have different selections: compare them in the next table, never here.")
     about += _from_files(entries) + _cost(results)
     columns = ("Method", *(pair_label(pair, pairs) for pair in pairs))
-    tables = [Table(name="table1", title="Table 1: accuracy of the methods", columns=columns, rows=tuple(rows), notes=(*about, *notes))]
+    title, notes = "Table 1: accuracy of the methods", [*about, *notes]
+    tables = [Table(name="table1", title=title, columns=columns, rows=tuple(rows), notes=tuple(notes), selection=options.selection)]
     comparison = _comparison(of_rows, every, theirs, options)
     return [*tables, comparison] if comparison is not None else tables
 
@@ -127,7 +128,8 @@ def _comparison(
     ]
     if tests:
         notes.append(f"Holm's correction is over the {len(tests)} comparisons with a verdict; one that several pairs share counts once.")
-    return Table(name="table1_comparison", title="Table 1: measured minus published", columns=columns, rows=tuple(rows), notes=tuple(notes))
+    title = "Table 1: measured minus published"
+    return Table(name="table1_comparison", title=title, columns=columns, rows=tuple(rows), notes=tuple(notes), selection="best-test")
 
 
 def _cost(results: Results) -> list[str]:

@@ -474,3 +474,19 @@ def test_several_settings_are_counted_and_weights_from_a_file_have_none(folder: 
     found = setting_of(load([run.write()]), [config.trial_id for config in configs])
     data = "digits, 1,437 training images, 8x8"
     assert found == f"{data}, 4 epochs (3 trials); {data}, 5 epochs (1 trial); {data}, 6 epochs (1 trial); 2 other settings"
+
+
+def test_a_csv_names_the_selection_of_its_test_accuracies(folder: Make) -> None:
+    run = folder(is_papers=True)
+    run.pair()
+    run.studies()
+    assert main([str(run.write()), "--selection", "best-test"]) == 0
+    assert set(pd.read_csv(run.root / "tables/table1.csv")["selection"]) == {"best-test"}
+    assert main([str(run.root)]) == 0
+    table1 = pd.read_csv(run.root / "tables/table1.csv").dropna(subset="mean")
+    is_published = table1["row"].str.contains("published")
+    assert (table1["selection"] == is_published.map({True: "best-test", False: "last"})).all()
+    assert is_published.any()
+    for name, selection in (("equal_teacher", "last"), ("table1_comparison", "best-test"), ("temperature", "last")):
+        assert set(pd.read_csv(run.root / f"tables/{name}.csv").dropna(subset="trials")["selection"]) == {selection}
+    assert pd.read_csv(run.root / "tables/cost.csv")["selection"].isna().all()

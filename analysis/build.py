@@ -23,7 +23,13 @@ from analysis.table import Table
 from hsakd.files import replacing
 
 T = TypeVar("T")
-ONLY_IN_FILES = ("cost", "equal_teacher", "networks", "search_summary")  # what is printed is the accuracies: Table 1, 2 and the studies
+ONLY_IN_FILES = (
+    "cost",
+    "equal_teacher",
+    "networks",
+    "networks_imagenet",
+    "search_summary",
+)  # what is printed is the accuracies: Table 1, 2 and the studies
 WRITTEN = "written.json"  # in the folder of the build: the names of its files, so that the next build can tell its own from others
 
 

@@ -22,7 +22,7 @@ from analysis.one_setting import one_setting
 from analysis.search import studies_of
 from analysis.setting import setting_of
 from analysis.table import Cell, Table
-from analysis.tables import cost, pruning, search_summary, table1
+from analysis.tables import cost, networks, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
 from hsakd.config import OptimConfig
 from hsakd.network_table import network_table
@@ -30,6 +30,7 @@ from hsakd.records import PruningRow
 from hsakd.store import write_rows
 
 Make = Callable[..., Any]
+ALL_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
 HAS_LATEX = bool(
     shutil.which("pdflatex") and not subprocess.run(["kpsewhich", "booktabs.sty"], stdout=subprocess.DEVNULL, check=False).returncode
 )
@@ -490,3 +491,26 @@ def test_a_csv_names_the_selection_of_its_test_accuracies(folder: Make) -> None:
     for name, selection in (("equal_teacher", "last"), ("table1_comparison", "best-test"), ("temperature", "last")):
         assert set(pd.read_csv(run.root / f"tables/{name}.csv").dropna(subset="trials")["selection"]) == {selection}
     assert pd.read_csv(run.root / "tables/cost.csv")["selection"].isna().all()
+
+
+def test_networks_are_counted_at_the_size_that_caption_and_heads_name(folder: Make) -> None:
+    run = folder()
+    run.pair()
+    run.add(run.config("resnet18_imagenet", taps=()), "report", "Student", None, student="resnet18_imagenet")
+    small, large = networks.build(load([run.write()]), Options())
+    assert (small.title, large.title) == ("Networks at 32 px, 100 classes", "Networks at 224 px, 1000 classes")
+    assert "Multiply-adds (M), 32 px, 100 classes" in small.columns
+    assert [row[0].text for row in small.rows] == ["wrn_16_2", "wrn_40_2"]
+    assert [row[0].text for row in large.rows] == ["resnet18_imagenet"]
+
+
+@pytest.mark.parametrize("temperature", [3.0, 4.0])
+def test_a_note_says_where_the_tuned_row_is_the_papers_setting(folder: Make, temperature: float) -> None:
+    run = folder()
+    run.pair()
+    joint = run.teachers()[2]
+    for seed in range(3):
+        run.add(run.config(run.student, terms=ALL_TERMS, teacher=joint, seed=seed, temperature=temperature), "report", "HSAKD-tuned", 78.6)
+    (table, *_) = table1.build(load([run.write()]), Options())
+    note = "HSAKD-tuned of wrn_40_2 → wrn_16_2 is the paper's setting: the same trials as HSAKD*."
+    assert (note in table.notes) is (temperature == 3.0)

@@ -18,6 +18,7 @@ import pytest
 from analysis.aggregate import PAIRS, load
 from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.build import main
+from analysis.figures import importance
 from analysis.one_setting import one_setting
 from analysis.search import studies_of
 from analysis.setting import setting_of
@@ -514,3 +515,28 @@ def test_a_note_says_where_the_tuned_row_is_the_papers_setting(folder: Make, tem
     (table, *_) = table1.build(load([run.write()]), Options())
     note = "HSAKD-tuned of wrn_40_2 → wrn_16_2 is the paper's setting: the same trials as HSAKD*."
     assert (note in table.notes) is (temperature == 3.0)
+
+
+def test_searches_are_described_in_the_space_files_names(folder: Make) -> None:
+    run = folder(dataset="digits")
+    teacher = run.teachers(0.1)[2]
+    for number, (taps, branch_weights) in enumerate([(None, None), ((2, 3), (0.5, 2.0)), ((1,), None), ((2,), None), (None, None)]):
+        terms = (("task", 1.0), ("kl_q", 1.0 + number), ("kl_p", 1.0))
+        config = run.config(run.student, validation=0.1, terms=terms, teacher=teacher, taps=taps)
+        config = replace(config, objective=replace(config.objective, branch_weights=branch_weights))
+        more = {"study": f"{run.teacher}-{run.student}", "study_number": number}
+        run.add(config, "search", "search", 70.0 + (number == 4), **more)
+        run.add(replace(config, seed=1), "confirm", "confirm", 70.0 + (number == 1), **more)
+    results = load([run.write()])
+    (study,) = studies_of(results)
+    assert study.complete[1].params["branch_weight_2"] == 0.5
+    assert study.complete[1].params["branch_weight_3"] == 2.0
+    assert study.describe(study.complete[1]) == "branch_weight_2 0.5, branch_weight_3 2, placement 2+3, kl_q 2"
+    (table,) = search_summary.build(results, Options())
+    row = {column: cell.text for column, cell in zip(table.columns, table.rows[0], strict=True)}
+    assert row["Best setting"].endswith("placement 1+2+3, kl_q 5")
+    assert row["Confirmed"].startswith("temperature 3, kl_q 2, kl_p 1, placement 2+3: ")
+    (drawing,) = importance.draw(results, Options())
+    names = {text.get_text() for text in drawing.figure.legends[0].get_texts()}
+    assert names == {"kl_q", "placement"}
+    assert {name for name, _ in re.findall(r"(\S+) (\d+)%", row["Importance (fANOVA)"])} == names

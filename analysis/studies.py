@@ -157,16 +157,19 @@ def study_table(
     columns: Mapping[str, str] = SELECTIONS,
     measure: str = "Test accuracy in per cent",
     names_dataset: bool = False,
+    base_of: Callable[[str], str] | None = None,
 ) -> Table:
     """Return a study's table: per pair the accuracy, the gain over the arm `base` (paired by seed) and the published arm if any.
 
+    Where arms have different bases, `base_of` an arm is its own and `base` what heads call them.
     `beside` returns the published arms of a pair by name, and says in the list why there are none; `columns` are the records' columns of
     `measure` by selection; with `names_dataset` columns name their data set even where all have the same.
     """
     rows_of_study = study_rows(results, options, study, columns)
     arms, pairs, reasons = rows_of_study.arms(order), rows_of_study.pairs, list[str]()
     references = {pair: beside(rows_of_study, pair, reasons) for pair in pairs}
-    base = base if base in arms else None
+    own_base = base_of or (lambda _: base or "")
+    base = base if any(own_base(arm) in arms for arm in arms) else None
     heads, rows = ["Arm"], []
     for pair in pairs:
         label = pair_label(pair, pairs, names_dataset=names_dataset)
@@ -180,9 +183,9 @@ def study_table(
         for pair in pairs:
             cells.append(rows_of_study.cell(pair, arm))
             if base:
-                own, other = (rows_of_study.of_rows.get((pair, name)) for name in (arm, base))
+                own, other = (rows_of_study.of_rows.get((pair, name)) for name in (arm, own_base(arm)))
                 found = gain(own, other, columns[options.selection], force=options.force)
-                cells.append(Cell(text="base") if arm == base else gain_cell(found))
+                cells.append(Cell(text="base") if arm == own_base(arm) else gain_cell(found))
             if references[pair]:
                 cells.append(published_cell(references[pair].get(arm)))
         rows.append(tuple(cells))

@@ -1,5 +1,6 @@
 """What tables refuse, mark and count: columns of unlike rows, confirmations, one setting for all pairs, costs, LaTeX."""
 
+import itertools
 import json
 import math
 import re
@@ -23,7 +24,7 @@ from analysis.one_setting import one_setting
 from analysis.search import studies_of
 from analysis.setting import setting_of
 from analysis.table import Cell, Table
-from analysis.tables import cost, networks, pruning, search_summary, table1
+from analysis.tables import cost, few_shot, networks, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
 from hsakd.config import OptimConfig
 from hsakd.network_table import network_table
@@ -347,6 +348,22 @@ def test_few_shot_stands_beside_table_5(folder: Make) -> None:
     assert main([str(run.write())]) == 0
     assert cell(run.root / "tables/few_shot.csv", "HSAKD* 25%", "published")["text"] == "68.50 ± 0.24"
     assert cell(run.root / "tables/few_shot.csv", "CRD 50%", "published")["text"] == "69.91 ± 0.20"
+
+
+def test_few_shot_has_kd_first_and_gains_over_kd_of_the_same_ratio(folder: Make) -> None:
+    run = folder(dataset="digits")
+    backbone, _, joint = run.teachers()
+    rows = (("HSAKD*", joint, ALL_TERMS, 70.0), ("KD", backbone, (("task", 0.1), ("kd", 0.9)), 65.0))
+    for (method, teacher, terms, top1), ratio, seed in itertools.product(rows, (0.5, 0.25), range(3)):
+        config = run.config(run.student, few_shot_ratio=ratio, teacher=teacher, seed=seed, terms=terms)
+        top1 += 10 * ratio + seed * (1 if method == "KD" else 1.5)
+        run.add(config, "report", f"{method} {ratio:.0%}", top1, study="few-shot")
+    (table,) = few_shot.build(load([run.write()]), Options())
+    assert table.columns[2] == "wrn_40_2 → wrn_16_2: gain over KD of its ratio"
+    assert [row[0].text for row in table.rows] == ["KD 25%", "KD 50%", "HSAKD* 25%", "HSAKD* 50%"]
+    assert [row[2].text for row in table.rows[:2]] == ["base", "base"]
+    assert [row[2].mean for row in table.rows[2:]] == [5.5, 5.5]
+    assert "KD and HSAKD* have teachers of their own: of one seed, trained plainly and jointly." in table.notes
 
 
 def test_every_latex_table_is_strict_booktabs(folder: Make) -> None:

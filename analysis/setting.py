@@ -17,9 +17,9 @@ def setting_of(results: Results, trial_ids: Collection[str]) -> str:
 
     The part of the training set that a few-shot trial sees is its row's name, and not repeated.
     """
-    entries = results.entries.drop_duplicates("trial_id")
+    entries = results.entries[["trial_id", *_COLUMNS]]
     is_trained_here = (entries["config_dataset"] != "") & (entries["epochs"] != 0)  # 0 epochs: weights from a file
-    entries = entries[entries["trial_id"].isin(list(trial_ids)) & is_trained_here]
+    entries = entries[is_trained_here & entries["trial_id"].isin(list(trial_ids))].drop_duplicates("trial_id")
     counts = entries.groupby(_COLUMNS, dropna=False).size().rename("trials").reset_index()
     of_texts: dict[str, int] = {}
     for row in records_of(counts):

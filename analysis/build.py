@@ -28,6 +28,7 @@ ONLY_IN_FILES = (
     "equal_teacher",
     "networks",
     "networks_imagenet",
+    "over_student",
     "search_summary",
 )  # what is printed is the accuracies: Table 1, 2 and the studies
 WRITTEN = "written.json"  # in the folder of the build: the names of its files, so that the next build can tell its own from others

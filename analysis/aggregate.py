@@ -327,9 +327,9 @@ def methods_of(entries: pd.DataFrame) -> list[str]:
     return [*METHODS, *sorted(set(entries["method"]) - set(METHODS))]
 
 
-def pair_label(pair: tuple[str, str, str], pairs: Sequence[tuple[str, str, str]]) -> str:
-    """Return "teacher → student", with the data set where several are shown."""
-    return f"{pair[1]} → {pair[2]}" + (f" [{pair[0]}]" if len({other[0] for other in pairs}) > 1 else "")
+def pair_label(pair: tuple[str, str, str], pairs: Sequence[tuple[str, str, str]], *, names_dataset: bool = False) -> str:
+    """Return "teacher → student", with the data set where several are shown or `names_dataset` asks for it."""
+    return f"{pair[1]} → {pair[2]}" + (f" [{pair[0]}]" if names_dataset or len({other[0] for other in pairs}) > 1 else "")
 
 
 def format_summary(summary: Summary, planned: int | None = None) -> str:

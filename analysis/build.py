@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -15,13 +16,21 @@ import analysis.figures
 import analysis.tables
 from analysis.aggregate import SELECTIONS, Results, load
 from analysis.artefact import Drawing, NotAsked, NothingToShow, Options, discover
-from analysis.drawing import rendered
+from analysis.drawing import rendered, with_setting
 from analysis.report import render
+from analysis.setting import setting_of
 from analysis.table import Table
 from hsakd.files import replacing
 
 T = TypeVar("T")
-ONLY_IN_FILES = ("cost", "equal_teacher", "networks", "search_summary")  # what is printed is the accuracies: Table 1, 2 and the studies
+ONLY_IN_FILES = (
+    "cost",
+    "equal_teacher",
+    "networks",
+    "networks_imagenet",
+    "over_student",
+    "search_summary",
+)  # what is printed is the accuracies: Table 1, 2 and the studies
 WRITTEN = "written.json"  # in the folder of the build: the names of its files, so that the next build can tell its own from others
 
 
@@ -69,6 +78,8 @@ def build(results: Results, options: Options, out: Path) -> tuple[list[str], lis
         _collect(analysis.tables, lambda module: module.build(results, options), notes), key=lambda table: table.name != "table1"
     )
     drawings: list[Drawing] = _collect(analysis.figures, lambda module: module.draw(results, options), notes)
+    tables = [replace(table, setting=setting_of(results, table.all_trial_ids)) for table in tables]
+    drawings = [with_setting(drawing, setting_of(results, drawing.trial_ids)) for drawing in drawings]
     files: dict[str, bytes] = {}
     for table in tables:
         texts = {"md": table.to_markdown(), "tex": table.to_latex(), "csv": table.to_csv(), "html": table.to_html()}

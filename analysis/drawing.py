@@ -2,7 +2,9 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Literal
 
@@ -10,9 +12,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from analysis.artefact import Drawing
+
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000", "#999999")  # Okabe and Ito
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++", "oo", "--")
 MARKERS = "osD^vPX*"
+SETTING_WIDTH = 80  # letters of its line
 LINES = ("-", "--", "-.", ":")
 
 
@@ -57,6 +62,14 @@ def new_figure(num_panels: int = 1, *, height: float = 3.4, width: float = 4.6, 
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def with_setting(drawing: Drawing, setting: str) -> Drawing:
+    """Return the drawing with the setting of its trials under the axes and in the caption."""
+    if not setting:
+        return drawing
+    drawing.figure.supxlabel("\n".join(textwrap.wrap(setting, SETTING_WIDTH)), fontsize=6, color="#555555")
+    return replace(drawing, caption=f"{drawing.caption} Trained on {setting}.")
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

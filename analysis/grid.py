@@ -42,7 +42,7 @@ def draw_grid(
         panel.minorticks_off()
         panel.set_xlabel(name)
         panel.set_ylabel(f"test accuracy (per cent, {options.selection})")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside upper center", ncols=2)
     ids = tuple(sorted({trial_id for cell in shown.values() for trial_id in cell.trial_ids}))
     caption = f"{title}. Points: mean over seeds; error bars: sample std."
     return [Drawing(name=study.replace("-", "_"), title=title, caption=caption, figure=figure, trial_ids=ids)]

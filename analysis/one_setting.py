@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,9 @@ def one_setting(studies: Sequence[Study]) -> OneSetting | None:
     key, (study, trial) = keys[chosen], candidates[keys[chosen]]
     guesses = {s.label: Guess(value=float(columns[s.label][chosen]), trial=tried[s.label].get(key)) for s in with_best}
     regret = float(regrets[:, chosen].mean())
-    return OneSetting(text=study.describe(trial), guesses=guesses, mean_regret=regret, num_compared=len(keys))
+    is_general = len({study.num_branches for study in with_best}) > 1  # then "all" is another subset in each
+    text = (replace(study, num_branches=0) if is_general else study).describe(trial)
+    return OneSetting(text=text, guesses=guesses, mean_regret=regret, num_compared=len(keys))
 
 
 def _best(study: Study) -> float:

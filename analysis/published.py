@@ -60,10 +60,11 @@ def published(tables: Collection[str], pair: tuple[str, str, str]) -> dict[str, 
 
 
 def published_cell(summary: Summary | None) -> Cell:
-    """Return the cell of a published number; it has no trials."""
+    """Return the cell of a published number, of the best test epoch; it has no trials."""
     if summary is None:
         return Cell(text="-")
-    return Cell(text=f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}"), mean=summary.mean, std=summary.std)
+    text = f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
+    return Cell(text=text, mean=summary.mean, std=summary.std, selection="best-test")
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,7 @@
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
@@ -22,6 +22,7 @@ FACTS: tuple[str, ...] = (
     "terms",
     "teacher_network",
     "teacher_regime",
+    "teacher_trial_id",
     "top1_last",
     "top1_best_test",
 )
@@ -135,30 +136,49 @@ def _trials(results: Results, trial_ids: Sequence[str]) -> list[str]:
     with_curves = list(rows)[:MAX_CURVES]
     epochs = results.epochs(with_curves, ["loss", "top1_test", "top1_val"]).groupby("trial_id")
     curves = {str(trial_id): group for trial_id, group in epochs}
+    places = _places(results, trial_ids)
     parts = []
     if len(rows) > MAX_CURVES:
         parts.append(f"<p>Epochs are shown for the first {MAX_CURVES} of {len(rows)} trials.</p>")
     for trial_id in trial_ids:
         row = rows.get(trial_id)
         gone = f'<p id="trial-{html.escape(trial_id)}">Trial {html.escape(trial_id)} can no longer be read.</p>'
-        parts.append(_trial(trial_id, row, curves.get(trial_id)) if row else gone)
+        parts.append(_trial(row, curves.get(trial_id), places.get(trial_id, []), set(trial_ids)) if row else gone)
     return parts
 
 
-def _trial(trial_id: str, row: dict[str, Any], curve: pd.DataFrame | None) -> str:
-    facts = "".join(
-        f'<tr><th scope="row">{name}</th><td>{html.escape(str(row[name]))}</td></tr>' for name in FACTS if row.get(name) not in (None, "")
-    )
+def _places(results: Results, trial_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return the plan's lines of each trial, as "HSAKD*, resnet56 → resnet20 (report, loss-terms)"."""
+    entries = results.entries[results.entries["trial_id"].isin(list(trial_ids))]
+    columns = ["trial_id", "method", "teacher", "student", "purpose", "study"]
+    places: dict[str, list[str]] = {}
+    for trial_id, method, teacher, student, purpose, study in entries[columns].drop_duplicates().itertuples(index=False):
+        pair, kind = (mark.join(filter(None, names)) for mark, names in ((" → ", (teacher, student)), (", ", (purpose, study))))
+        places.setdefault(trial_id, []).append(f"{method}, {pair} ({kind})")
+    return places
+
+
+def _trial(row: dict[str, Any], curve: pd.DataFrame | None, places: Sequence[str], shown: Collection[str]) -> str:
+    """Return a trial's entry; its teacher is a link where it is among the `shown` trials."""
+    trial_id = row["trial_id"]
+    facts = [(name, _fact(name, row[name], shown)) for name in FACTS if row.get(name) not in (None, "")]
+    facts = [*([("rows", html.escape("; ".join(places)))] if places else []), *facts]
+    table = "".join(f'<tr><th scope="row">{name}</th><td>{text}</td></tr>' for name, text in facts)
     versions = ", ".join(f"{name} {version}" for name, version in sorted(dict(row.get("versions") or {}).items()))
     lines = [] if curve is None else [_epoch(epoch) for epoch in records_of(curve)]
     title = f"{trial_id}: {row['network']}, {row['dataset']}, {row.get('terms') or ''}, seed {row['seed']}"
     return (
         f'<details id="trial-{html.escape(trial_id)}"><summary>{html.escape(title)}</summary>'
-        f'<div class="scroll"><table>{facts}</table></div>'
+        f'<div class="scroll"><table>{table}</table></div>'
         f"<p>Versions: {html.escape(versions) or 'unknown'}</p><pre>{html.escape(_indented(row['config_json']))}</pre>"
         + (f"<pre>{html.escape(chr(10).join(lines))}</pre>" if lines else "<p>No epochs to show.</p>")
         + "</details>"
     )
+
+
+def _fact(name: str, value: Any, shown: Collection[str]) -> str:
+    text = html.escape(str(round(value, 4) if isinstance(value, float) else value))
+    return f'<a href="#trial-{text}">{text}</a>' if name == "teacher_trial_id" and value in shown else text
 
 
 def _epoch(epoch: dict[str, Any]) -> str:

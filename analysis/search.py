@@ -62,9 +62,20 @@ class Study:
         return varied(self.complete)
 
     def describe(self, trial: SearchTrial) -> str:
-        """Return the trial's varied parameters as text."""
+        """Return the trial's varied parameters as text, in the space file's names."""
         texts = {name: trial.params.get(name, "-") for name in self.varied or sorted(trial.params)}
+        texts = {displayed(name): self.placement(str(value)) if name == "taps" else value for name, value in texts.items()}
         return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in texts.items())
+
+    def placement(self, taps: str) -> str:
+        """Return taps such as "all" or "c1+c2" as the space file's placement: "1+2+3", "1+2"; "all" where L is not known."""
+        every = "+".join(str(tap) for tap in range(1, self.num_branches + 1))
+        return (every or taps) if taps == "all" else taps.replace("c", "")
+
+
+def displayed(name: str) -> str:
+    """Return a parameter's name in the space file."""
+    return "placement" if name == "taps" else name.removeprefix("weight_")
 
 
 def judged(complete: Sequence[SearchTrial]) -> tuple[SearchTrial, ...]:
@@ -153,4 +164,5 @@ def _params(row: dict[str, object]) -> dict[str, float | str]:
     params |= {f"weight_{name}": float(weight) for name, weight in weights.items() if name != "task"}
     branches = row["branch_weights"]
     assert isinstance(branches, tuple)
-    return params | {f"branch_weight_{number}": float(weight) for number, weight in enumerate(branches, 1)}
+    taps = list(range(1, len(branches) + 1)) if row["taps"] == "all" else str(row["taps"]).replace("c", "").split("+")
+    return params | {f"branch_weight_{tap}": float(weight) for tap, weight in zip(taps, branches, strict=False)}

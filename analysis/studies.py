@@ -156,19 +156,23 @@ def study_table(
     beside: Callable[[StudyRows, Pair, list[str]], dict[str, Summary]] = lambda *_: {},
     columns: Mapping[str, str] = SELECTIONS,
     measure: str = "Test accuracy in per cent",
+    names_dataset: bool = False,
+    base_of: Callable[[str], str] | None = None,
 ) -> Table:
     """Return a study's table: per pair the accuracy, the gain over the arm `base` (paired by seed) and the published arm if any.
 
+    Where arms have different bases, `base_of` an arm is its own and `base` what heads call them.
     `beside` returns the published arms of a pair by name, and says in the list why there are none; `columns` are the records' columns of
-    `measure` by selection.
+    `measure` by selection; with `names_dataset` columns name their data set even where all have the same.
     """
     rows_of_study = study_rows(results, options, study, columns)
     arms, pairs, reasons = rows_of_study.arms(order), rows_of_study.pairs, list[str]()
     references = {pair: beside(rows_of_study, pair, reasons) for pair in pairs}
-    base = base if base in arms else None
+    own_base = base_of or (lambda _: base or "")
+    base = base if any(own_base(arm) in arms for arm in arms) else None
     heads, rows = ["Arm"], []
     for pair in pairs:
-        label = pair_label(pair, pairs)
+        label = pair_label(pair, pairs, names_dataset=names_dataset)
         heads += [
             label,
             *([f"{label}: gain over {base}"] if base else []),
@@ -179,9 +183,9 @@ def study_table(
         for pair in pairs:
             cells.append(rows_of_study.cell(pair, arm))
             if base:
-                own, other = (rows_of_study.of_rows.get((pair, name)) for name in (arm, base))
+                own, other = (rows_of_study.of_rows.get((pair, name)) for name in (arm, own_base(arm)))
                 found = gain(own, other, columns[options.selection], force=options.force)
-                cells.append(Cell(text="base") if arm == base else gain_cell(found))
+                cells.append(Cell(text="base") if arm == own_base(arm) else gain_cell(found))
             if references[pair]:
                 cells.append(published_cell(references[pair].get(arm)))
         rows.append(tuple(cells))
@@ -191,7 +195,8 @@ def study_table(
     if any(references.values()):
         about.append("Published numbers are selected on the best test epoch.")
     notes = tuple(dict.fromkeys([*about, *reasons, *rows_of_study.notes]))
-    return Table(name=study.replace("-", "_"), title=title, columns=tuple(heads), rows=tuple(rows), notes=notes)
+    name, selection = study.replace("-", "_"), options.selection
+    return Table(name=name, title=title, columns=tuple(heads), rows=tuple(rows), notes=notes, selection=selection)
 
 
 def placement_order(entry: dict[str, Any]) -> tuple[int, str]:

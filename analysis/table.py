@@ -23,7 +23,7 @@ _LATEX = {
 }
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 CSV_NUMBERS = ("mean", "std", "n", "low", "high", "p")
-CSV_COLUMNS = ("line", "row", "column", "text", *CSV_NUMBERS, "trials")
+CSV_COLUMNS = ("line", "row", "column", "text", *CSV_NUMBERS, "selection", "trials", "setting")
 MAX_LINKS = 24
 LATEX_LINES = 45  # of a page
 HEAD_WIDTH, ROW_WIDTH, CELL_WIDTH = 16, 32, 24  # letters in a line of LaTeX's heads, rows' names and cells ("+1.20 [+0.80, +1.60] (3)")
@@ -35,7 +35,7 @@ _MINUS = re.compile(r"(?<!\w)-(?=\d)|(?<= )-(?= )")  # of "-0.5" and of "HSAKD -
 class Cell:
     """What stands in one place: its text, and, for a measured number, mean, std (ddof=1), n and the trials it comes from.
 
-    A difference has the ends of its 95 % interval and its p-value, too.
+    A difference has the ends of its 95 % interval and its p-value, too. `selection` is given where it is not the table's.
     """
 
     text: str
@@ -46,31 +46,47 @@ class Cell:
     high: float | None = None
     p: float | None = None
     trial_ids: tuple[str, ...] = ()
+    selection: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """A titled table; the first cell of a row names it; `notes` stand below and say what is missing."""
+    """A titled table; the first cell of a row names it; `notes` stand below and say what is missing.
+
+    `setting` says on what its trials were trained: the first note, in LaTeX in the caption, in the CSV a column. `selection`
+    is the epoch that its test accuracies are of, a key of `aggregate.SELECTIONS`; empty where it shows none.
+    """
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    selection: str = ""
+    setting: str = ""
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
         assert len(set(self.columns)) == len(self.columns), self.name
 
     @property
+    def all_trial_ids(self) -> set[str]:
+        """The trials behind the cells."""
+        return {trial_id for row in self.rows for cell in row for trial_id in cell.trial_ids}
+
+    @property
     def trial_ids(self) -> set[str]:
         """The trials that the cells link to: of a cell with many, the first; the CSV names all."""
         return {trial_id for row in self.rows for cell in row for trial_id in cell.trial_ids[:MAX_LINKS]}
 
+    @property
+    def _notes(self) -> list[str]:
+        return [*([f"Trained on {self.setting}."] if self.setting else []), *self.notes]
+
     def to_markdown(self) -> str:
         lines = [f"**{_markdown(self.title)}**", "", _pipes(self.columns), "|" + " --- |" * len(self.columns)]
         lines += [_pipes([cell.text for cell in row]) for row in self.rows]
-        lines += ["", *(f"- {_markdown(note)}" for note in self.notes)] if self.notes else []
+        lines += ["", *(f"- {_markdown(note)}" for note in self._notes)] if self._notes else []
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
@@ -80,6 +96,7 @@ class Table:
         for number, rows in enumerate(parts, 1):
             title = re.sub(r"^Table \d+: (.)", lambda found: found[1].upper(), self.title)  # LaTeX has numbers of its own
             title += f" ({number} of {len(parts)})" if len(parts) > 1 else ""
+            title += f". Trained on {self.setting}." if self.setting else ""
             label = self.name.replace("_", "-") + (f"-{number}" if len(parts) > 1 else "")
             lines += [r"\begin{table*}", r"\centering", rf"\caption{{{latex(title)}}}", rf"\label{{tab:{label}}}"]
             lines += [r"\smallskip\footnotesize\setlength{\tabcolsep}{4pt}", _AT_MOST_TEXT_WIDTH]
@@ -114,8 +131,9 @@ class Table:
         writer.writerow(CSV_COLUMNS)
         for line, row in enumerate(self.rows, 1):
             for column, cell in zip(self.columns[1:], row[1:], strict=True):
+                selection = cell.selection or (self.selection if cell.trial_ids else "")
                 numbers = ["" if (number := getattr(cell, name)) is None else repr(number) for name in CSV_NUMBERS]
-                writer.writerow([line, row[0].text, column, cell.text, *numbers, " ".join(cell.trial_ids)])
+                writer.writerow([line, row[0].text, column, cell.text, *numbers, selection, " ".join(cell.trial_ids), self.setting])
         return text.getvalue()
 
     def to_html(self, *, linked: bool = False) -> str:
@@ -124,7 +142,7 @@ class Table:
         body = "".join(
             "<tr>" + "".join(_html_cell(cell, linked=linked, is_head=not i) for i, cell in enumerate(row)) + "</tr>\n" for row in self.rows
         )
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self._notes)
         return (
             f'<figure class="table" id="table-{html.escape(self.name)}"><figcaption>{html.escape(self.title)}</figcaption>\n'
             f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'

@@ -7,7 +7,7 @@ import numpy as np
 from analysis.aggregate import Results
 from analysis.artefact import Drawing, NotAsked, NothingToShow, Options
 from analysis.drawing import COLOURS, HATCHES, new_figure
-from analysis.search import studies_of
+from analysis.search import displayed, studies_of
 
 
 def draw(results: Results, options: Options) -> list[Drawing]:
@@ -26,7 +26,7 @@ def draw(results: Results, options: Options) -> list[Drawing]:
     for i, name in enumerate(names):
         shares = [value[1].get(name, 0.0) for value in found.values()]
         look: dict[str, Any] = {"color": COLOURS[i % 8], "hatch": HATCHES[i % 8], "edgecolor": "black", "linewidth": 0.8}
-        panel.barh(places + (i - (len(names) - 1) / 2) * width, shares, width, label=name, **look)
+        panel.barh(places + (i - (len(names) - 1) / 2) * width, shares, width, label=displayed(name), **look)
     panel.set_yticks(places, list(found), fontsize=8)
     panel.invert_yaxis()  # the first study and parameter on top
     panel.set_xlabel("share of the variance")

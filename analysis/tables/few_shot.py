@@ -1,8 +1,9 @@
 """Table 5 of the paper: students trained on a part of the training set, the teacher on all of it."""
 
+from dataclasses import replace
 from typing import Any
 
-from analysis.aggregate import Results
+from analysis.aggregate import METHODS, Results
 from analysis.artefact import Options
 from analysis.inference import Summary
 from analysis.studies import StudyRows, study_table
@@ -15,12 +16,21 @@ PUBLISHED_RATIOS = (25, 50, 75)
 def build(results: Results, options: Options) -> list[Table]:
     """Return the accuracy of each method at each ratio, the published ones beside them where the pair is the paper's."""
     title = "Few-shot: accuracy over the part of the training set (the teacher has seen all of it)"
-    table = study_table(results, options, study="few-shot", title=title, order=_order, base=None, beside=_published)
+    table = study_table(
+        results, options, study="few-shot", title=title, order=_order, base="KD of its ratio", base_of=_kd_of, beside=_published
+    )
+    if any("HSAKD*" in row[0].text for row in table.rows):
+        table = replace(table, notes=(*table.notes, "KD and HSAKD* have teachers of their own: of one seed, trained plainly and jointly."))
     return [table]
 
 
-def _order(entry: dict[str, Any]) -> tuple[str, float]:
-    return str(entry["method"]).rpartition(" ")[0], float(entry["few_shot_ratio"])
+def _order(entry: dict[str, Any]) -> tuple[int, str, float]:
+    method = str(entry["method"]).rpartition(" ")[0]
+    return METHODS.index(method) if method in METHODS else len(METHODS), method, float(entry["few_shot_ratio"])
+
+
+def _kd_of(arm: str) -> str:
+    return f"KD {arm.rpartition(' ')[2]}"
 
 
 def _published(rows: StudyRows, pair: Pair, notes: list[str]) -> dict[str, Summary]:

@@ -1,5 +1,7 @@
 """Table 2 of the paper: ImageNet, top-1 and top-5; and the authors' online distillation."""
 
+from dataclasses import replace
+
 from analysis.aggregate import Results, by_row, make_cell, methods_of, pair_label, pairs_of, records_of, reported, where
 from analysis.artefact import NotAsked, Options
 from analysis.published import comparable, reference
@@ -34,9 +36,12 @@ def build(results: Results, options: Options) -> list[Table]:
             mine, place = of_rows.get((pair, method)), where(pair, method)
             top1 = make_cell(mine, selection=options.selection, where=place, notes=notes, force=options.force)
             top5 = make_cell(mine, selection="last", where=place, notes=[], force=options.force, column="top5_last")
-            cells = [refused.get((pair, method), cell) for cell in (top1, top5)]
+            cells = [refused.get((pair, method), cell) for cell in (top1, replace(top5, selection="last"))]
             numbers = [theirs.get(method, {}).get(metric) for metric in ("top1", "top5")]
-            cells += [Cell(text="-") if number is None else Cell(text=f"{number:.2f}", mean=number) for number in numbers]
+            cells += [
+                Cell(text="-") if number is None else Cell(text=f"{number:.2f}", mean=number, selection="best-test") for number in numbers
+            ]
             rows.append((Cell(text=f"{pair[1]} → {pair[2]}"), Cell(text=method), *cells))
     columns = ("Pair", "Method", "Top-1", "Top-5 (last)", "Top-1, published (best-test)", "Top-5, published (best-test)")
-    return [Table(name="imagenet", title="Table 2: ImageNet", columns=columns, rows=tuple(rows), notes=tuple(notes))]
+    title, selection = "Table 2: ImageNet", options.selection
+    return [Table(name="imagenet", title=title, columns=columns, rows=tuple(rows), notes=tuple(notes), selection=selection)]

@@ -3,32 +3,34 @@
 from analysis.aggregate import Results
 from analysis.artefact import NothingToShow, Options
 from analysis.table import Cell, Table
-from hsakd.network_table import network_table
+from hsakd.network_table import NetworkFacts, network_table
+
+NAMES = {32: "networks", 224: "networks_imagenet"}  # of the tables, by the image size that their networks are counted at
 
 
 def build(results: Results, options: Options) -> list[Table]:
-    """Return parameters and multiply-adds of every network of the work-list, at 32 px and 100 classes."""
+    """Return parameters and multiply-adds of every network of the work-list, a table per size and classes that they are counted at."""
     del options
     facts = network_table()
     named = {str(name) for column in ("teacher", "student", "network") for name in results.entries[column].dropna().unique() if name}
     used = named & set(facts)
     if not used:
         raise NothingToShow("Networks: the results name no known network.")
-    rows = []
-    for name in sorted(used):
-        fact = facts[name]
-        numbers = (
-            fact.num_branches,
-            fact.parameters / 1e6,
-            sum(fact.branch_parameters) / 1e6,
-            fact.multi_adds / 1e6,
-            sum(fact.branch_multi_adds) / 1e6,
-        )
-        texts = (f"{numbers[0]}", *(f"{number:.2f}" for number in numbers[1:]))
-        rows.append((Cell(text=name), *(Cell(text=text, mean=float(number)) for text, number in zip(texts, numbers, strict=True))))
-    counts = (f"{name}{part} (M)" for name in ("Parameters", "Multiply-adds") for part in ("", " of c_1..c_L"))
-    columns = ("Network", "Classifiers", *counts)
-    notes = ["At 32 px, 100 classes, 4 rotations."]
+    notes = ["4 rotations. Multiply-adds at the results' own image size and classes are in the table of costs."]
     if others := sorted(named - used):
         notes.append(f"Not in the package's table of networks, so without a row: {', '.join(others)}.")
-    return [Table(name="networks", title="Networks", columns=columns, rows=tuple(rows), notes=tuple(notes))]
+    tables = []
+    for size, num_classes in sorted({(facts[name].image_size, facts[name].num_classes) for name in used}):
+        counted = f"{size} px, {num_classes} classes"
+        sizes = (("Parameters", f"{num_classes} classes"), ("Multiply-adds", counted))
+        heads = (f"{what}{part} (M), {at}" for what, at in sizes for part in ("", " of c_1..c_L"))
+        rows = tuple(_row(name, facts[name]) for name in sorted(used) if facts[name].image_size == size)
+        columns = ("Network", "Classifiers", *heads)
+        tables.append(Table(name=NAMES[size], title=f"Networks at {counted}", columns=columns, rows=rows, notes=tuple(notes)))
+    return tables
+
+
+def _row(name: str, fact: NetworkFacts) -> tuple[Cell, ...]:
+    millions = [number / 1e6 for number in (fact.parameters, sum(fact.branch_parameters), fact.multi_adds, sum(fact.branch_multi_adds))]
+    first = Cell(text=f"{fact.num_branches}", mean=float(fact.num_branches))
+    return Cell(text=name), first, *(Cell(text=f"{number:.2f}", mean=number) for number in millions)

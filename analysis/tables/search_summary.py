@@ -7,7 +7,7 @@ from analysis.artefact import NotAsked, Options
 from analysis.configurations import settings_of
 from analysis.hours import search_entries, total, with_hours
 from analysis.one_setting import one_setting
-from analysis.search import MAX_TRIALS_FOR_IMPORTANCE, Study, studies_of
+from analysis.search import MAX_TRIALS_FOR_IMPORTANCE, Study, displayed, studies_of
 from analysis.table import Cell, Table
 
 
@@ -27,7 +27,7 @@ def build(results: Results, options: Options) -> list[Table]:
             continue
         guess = shared.guesses[study.label] if shared is not None else None
         judged = tuple(trial.trial_id for trial in study.judged)
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in study.importances.items())
+        shares = ", ".join(f"{displayed(name)} {share:.0%}" for name, share in study.importances.items())
         cells = (
             Cell(text=study.states),
             Cell(text=study.describe(best), trial_ids=(best.trial_id,)),
@@ -104,7 +104,8 @@ def _confirmed(results: Results, study: Study) -> Cell:
     mean, is_paper, _, _, done = max(candidates, key=lambda candidate: candidate[:4])
     row = records_of(done)[0]
     weights = [f"{name} {weight:.3g}" for name, weight in dict(row["weights"]).items() if name != "task"]
-    name = "the paper's setting" if is_paper else ", ".join([f"temperature {row['temperature']:.3g}", *weights, f"taps {row['taps']}"])
+    placement = f"placement {study.placement(row['taps'])}"
+    name = "the paper's setting" if is_paper else ", ".join([f"temperature {row['temperature']:.3g}", *weights, placement])
     is_over = not (entries["status"] == "waiting").any()
     rank = f"best of {settings.nunique()}" if is_over else f"leads {len(candidates)} of {settings.nunique()} so far"
     return Cell(text=f"{name}: {mean:.2f} ({len(done)}), {rank}", mean=mean, n=len(done), trial_ids=tuple(done["trial_id"]))

@@ -13,6 +13,7 @@ from analysis.uniform import Pair, uniform
 
 PUBLISHED = ("table1_cifar100", "online_cifar100")  # the latter's pairs are of a network with itself
 COMPARATORS = ("FitNet", "AT", "AB", "VID", "RKD", "SP", "CC", "CRD", "SSKD")  # the paper's, in its order, after KD
+PAPERS, TUNED = "HSAKD*", "HSAKD-tuned"
 ONLINE = "HSSAKD (online)"
 IMPORTED = '"imported_sha256":"'  # in a configuration's text
 
@@ -52,9 +53,10 @@ def build(results: Results, options: Options) -> list[Table]:
         about.append("Published rows: mean ± std of 3 runs on one teacher run (ddof unknown), selected on the best test epoch.")
         if options.selection != "best-test":
             about.append("Measured and published rows have different selections: compare them in the next table, never here.")
-    about += _from_files(entries) + _cost(results)
+    about += _from_files(entries) + _untuned(of_rows, pairs) + _cost(results)
     columns = ("Method", *(pair_label(pair, pairs) for pair in pairs))
-    tables = [Table(name="table1", title="Table 1: accuracy of the methods", columns=columns, rows=tuple(rows), notes=(*about, *notes))]
+    title, notes = "Table 1: accuracy of the methods", [*about, *notes]
+    tables = [Table(name="table1", title=title, columns=columns, rows=tuple(rows), notes=tuple(notes), selection=options.selection)]
     comparison = _comparison(of_rows, every, theirs, options)
     return [*tables, comparison] if comparison is not None else tables
 
@@ -72,6 +74,13 @@ def _from_files(entries: pd.DataFrame) -> list[str]:
         f"{network} is from a weights file (sha256 {sha256[:12]}), not trained here, in: {', '.join(sorted(methods))}."
         for (network, sha256), methods in sorted(found.items())
     ]
+
+
+def _untuned(of_rows: dict[tuple[Pair, str], pd.DataFrame], pairs: list[Pair]) -> list[str]:
+    """Return a sentence on the pairs whose search kept the paper's setting: the two rows are one result, not two that agree."""
+    tuned, papers = ({place[0]: set(own["trial_id"]) for place, own in of_rows.items() if place[1] == row} for row in (TUNED, PAPERS))
+    same = [pair_label(pair, pairs) for pair in pairs if pair in tuned and tuned[pair] == papers.get(pair)]
+    return [f"{TUNED} of {', '.join(same)} is the paper's setting: the same trials as {PAPERS}."] if same else []
 
 
 def rows_of(found: set[str]) -> list[str]:
@@ -127,7 +136,8 @@ def _comparison(
     ]
     if tests:
         notes.append(f"Holm's correction is over the {len(tests)} comparisons with a verdict; one that several pairs share counts once.")
-    return Table(name="table1_comparison", title="Table 1: measured minus published", columns=columns, rows=tuple(rows), notes=tuple(notes))
+    title = "Table 1: measured minus published"
+    return Table(name="table1_comparison", title=title, columns=columns, rows=tuple(rows), notes=tuple(notes), selection="best-test")
 
 
 def _cost(results: Results) -> list[str]:

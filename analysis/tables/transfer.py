@@ -11,9 +11,17 @@ from analysis.uniform import Pair
 def build(results: Results, options: Options) -> list[Table]:
     """Return the accuracy of each method's features, the published ones beside them on the paper's data sets."""
     title = "Transfer: linear probes on other data sets"
-    return [
-        study_table(results, options, study="transfer", title=title, order=lambda entry: entry["method"], base="Student", beside=_published)
-    ]
+    table = study_table(
+        results,
+        options,
+        study="transfer",
+        title=title,
+        order=lambda entry: entry["method"],
+        base="Student",
+        beside=_published,
+        names_dataset=True,
+    )
+    return [table]
 
 
 def _published(rows: StudyRows, pair: Pair, notes: list[str]) -> dict[str, Summary]:

@@ -6,14 +6,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis.aggregate import Results, load
-from analysis.artefact import NothingToShow, Options
+from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.figures import loss_terms as loss_terms_figure
 from analysis.inference import holm, summarize, welch
 from analysis.published import DATA_FIELDS, OPTIM_FIELDS, PROTOCOLS, SLOW_LEARNERS, SLOW_LEARNING_RATE, departures, published
 from analysis.table import Table
-from analysis.tables import aux_placement, equal_teacher, imagenet, loss_terms, table1, transfer
+from analysis.tables import aux_placement, equal_teacher, imagenet, loss_terms, over_student, table1, transfer
 from hsakd.config import DataConfig, OptimConfig, TrialConfig
 from sweeps import presets
 from sweeps.transfer import PROBE_OPTIM
@@ -49,7 +50,7 @@ def test_probes_stand_beside_table_3_where_their_students_were_trained_on_cifar1
     for seed in range(2):
         probe(run, "Student", seed, 60.0, run.config(run.student, taps=(), seed=seed))
     (table,) = transfer.build(results_of(run), Options())
-    is_beside = ("Student", "vgg13_bn → mobilenetv2_half: published (best-test)") in texts(table)
+    is_beside = ("Student", "vgg13_bn → mobilenetv2_half [stl10]: published (best-test)") in texts(table)
     assert is_beside is (dataset == "cifar100")
     sentence = "vgg13_bn → mobilenetv2_half: no published numbers beside students trained on cifar10 (the paper's: cifar100)."
     assert (sentence in table.notes) is (dataset == "cifar10")
@@ -191,6 +192,30 @@ def test_means_over_pairs_are_tested_from_six_pairs_and_rows_without_a_common_se
         "No line where no seed and teacher have a number in both rows, or a row has different settings: HSAKD - KD, wrn_40_2 → wrn_16_2."
     )
     assert sentence in table.notes
+
+
+def test_gains_over_the_student_are_paired_by_seed_corrected_and_of_the_same_trials_once(folder: Make) -> None:
+    run = folder(dataset="digits")
+    for seed, top1 in enumerate((70.0, 71.0, 73.0)):
+        run.add(run.config(run.student, taps=(), seed=seed), "report", "Student", top1)
+    equal(run, HSAKD=(75.0, 76.5, 77.0), KD=(74.0, 73.0, 75.0), CC=(1.0,))
+    (table,) = over_student.build(load([run.root]), Options())
+    assert [row[1].text for row in table.rows] == ["KD - Student", "CC - Student", "HSAKD - Student", "HSAKD* - Student"]
+    gains = [(4.0, 2.0, 2.0), (-69.0,), (5.0, 5.5, 4.0), (10.0, 10.0, 9.0)]
+    assert [row[2].mean for row in table.rows] == [pytest.approx(summarize(list(values)).mean) for values in gains]
+    expected = holm([None if len(values) == 1 else float(stats.ttest_1samp(values, 0).pvalue) for values in gains])
+    assert [row[4].p for row in table.rows] == [None if p is None else pytest.approx(p) for p in expected]
+    assert "No line of HSAKD-tuned, wrn_40_2 → wrn_16_2: the same trials as in HSAKD* - Student." in table.notes
+
+
+def test_without_a_student_there_are_no_gains_over_it(folder: Make) -> None:
+    run = folder(dataset="digits")
+    equal(run, HSAKD=(75.0, 76.0), KD=(74.0, 73.0))
+    with pytest.raises(NotAsked):
+        over_student.build(load([run.root]), Options())
+    run.add(run.config(run.student, taps=(), seed=7), "report", "Student", 70.0)
+    with pytest.raises(NothingToShow, match="No line of KD, wrn_40_2 → wrn_16_2: no seed has a number in both rows"):
+        over_student.build(results_of(run), Options())
 
 
 def test_gains_at_equal_teacher_refuse_what_table_1_refuses(folder: Make) -> None:

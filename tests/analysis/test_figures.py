@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from analysis.aggregate import load
 from analysis.artefact import Options
+from analysis.bars import broken_labels
 from analysis.drawing import COLOURS, line_of, marker_of, spread
 from analysis.figures import aux_placement, learning_curves, loss_terms, pareto, temperature
 
@@ -105,3 +106,25 @@ def test_no_point_hides_another_and_pairs_of_one_student_stand_side_by_side(fold
         assert max(abs(x - other_x), abs(y - other_y)) > 6  # points, of which a marker takes 6
     assert [text.get_text() for text in panel.texts] == ["1", "2"]
     assert [label.get_text() for label in panel.get_xticklabels(minor=True)] == ["resnet56, wrn_16_2, wrn_40_2: 10.0"]
+
+
+def test_labels_of_bars_do_not_touch(folder: Make) -> None:
+    run = folder(dataset="digits")
+    joint = run.teachers()[2]
+    arms = ("task", "task+kl_q", "task+kl_q+kd", "task+kl_q+kl_p", "task+kl_q+kl_p+ce_q", "task+kl_q+kl_p+kd+ce_q")
+    for arm in arms:
+        terms = tuple((name, 1.0) for name in arm.split("+"))
+        run.add(run.config(run.student, terms=terms, teacher=None if arm == "task" else joint), "report", arm, 70.0, study="loss-terms")
+    (drawing,) = loss_terms.draw(load([run.write()]), Options())
+    drawing.figure.draw_without_rendering()
+    labels = drawing.figure.axes[0].get_xticklabels()
+    assert [label.get_text().replace("\n", "") for label in labels] == [arm.replace("task+", "+") for arm in arms]
+    assert {label.get_rotation() for label in labels} == {0.0}
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_labels_that_do_not_fit_even_when_broken_are_turned() -> None:
+    assert broken_labels(["none", "c1"]) == ["none", "c1"]
+    assert broken_labels(["a_long_method+kl_q", *"bcdefg"]) is None
+    assert broken_labels(["c1+c2+c3", *"abcdefghij"]) == ["c1+c2\n+c3", *"abcdefghij"]

@@ -1,5 +1,6 @@
 """The report, opened in a real browser; figures, studies and compaction on real Parquet folders."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from analysis.compact import main as compact_main
 from analysis.inference import Summary, holm, paired, summarize, verdict, welch
 
 Make = Callable[..., Any]
+ALL_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
 STUDIES = ("loss_terms", "aux_placement", "temperature", "loss_weights")
 
 
@@ -236,3 +238,18 @@ def test_verdicts_and_holm() -> None:
     assert verdict(welch(narrow, Summary(mean=65.0, std=0.05, n=3))) == "above"
     assert verdict(welch(Summary(mean=70.0, std=5.0, n=3), narrow)) == "inconclusive"
     assert holm([0.01, None, 0.04]) == [0.02, None, 0.04]
+
+
+def test_a_trials_entry_names_its_rows_links_to_its_teacher_and_rounds(folder: Make) -> None:
+    run = folder()
+    run.pair()
+    joint = run.teachers()[2]
+    config = run.config(run.student, terms=ALL_TERMS, teacher=joint, seed=0)
+    run.add(config, "report", "task+kl_q+kl_p", 77.21000000000001, study="loss-terms")
+    assert main([str(run.write())]) == 0
+    report = (run.root / "tables/report.html").read_text()
+    (entry,) = re.findall(rf'<details id="trial-{config.trial_id}">.*?</details>', report, re.DOTALL)
+    assert "HSAKD*, wrn_40_2 → wrn_16_2 (report); task+kl_q+kl_p, wrn_40_2 → wrn_16_2 (report, loss-terms)" in entry
+    assert f'<a href="#trial-{joint.trial_id}">{joint.trial_id}</a>' in entry
+    assert f'<details id="trial-{joint.trial_id}">' in report
+    assert '<th scope="row">top1_last</th><td>77.21</td>' in entry

@@ -1,5 +1,6 @@
 """What tables refuse, mark and count: columns of unlike rows, confirmations, one setting for all pairs, costs, LaTeX."""
 
+import itertools
 import json
 import math
 import re
@@ -18,10 +19,12 @@ import pytest
 from analysis.aggregate import PAIRS, load
 from analysis.artefact import NotAsked, NothingToShow, Options
 from analysis.build import main
+from analysis.figures import importance
 from analysis.one_setting import one_setting
 from analysis.search import studies_of
+from analysis.setting import setting_of
 from analysis.table import Cell, Table
-from analysis.tables import cost, pruning, search_summary, table1
+from analysis.tables import cost, few_shot, networks, pruning, search_summary, table1
 from analysis.tables import temperature as temperatures
 from hsakd.config import OptimConfig
 from hsakd.network_table import network_table
@@ -29,6 +32,7 @@ from hsakd.records import PruningRow
 from hsakd.store import write_rows
 
 Make = Callable[..., Any]
+ALL_TERMS = (("task", 1.0), ("kl_q", 1.0), ("kl_p", 1.0))
 HAS_LATEX = bool(
     shutil.which("pdflatex") and not subprocess.run(["kpsewhich", "booktabs.sty"], stdout=subprocess.DEVNULL, check=False).returncode
 )
@@ -346,6 +350,22 @@ def test_few_shot_stands_beside_table_5(folder: Make) -> None:
     assert cell(run.root / "tables/few_shot.csv", "CRD 50%", "published")["text"] == "69.91 ± 0.20"
 
 
+def test_few_shot_has_kd_first_and_gains_over_kd_of_the_same_ratio(folder: Make) -> None:
+    run = folder(dataset="digits")
+    backbone, _, joint = run.teachers()
+    rows = (("HSAKD*", joint, ALL_TERMS, 70.0), ("KD", backbone, (("task", 0.1), ("kd", 0.9)), 65.0))
+    for (method, teacher, terms, top1), ratio, seed in itertools.product(rows, (0.5, 0.25), range(3)):
+        config = run.config(run.student, few_shot_ratio=ratio, teacher=teacher, seed=seed, terms=terms)
+        top1 += 10 * ratio + seed * (1 if method == "KD" else 1.5)
+        run.add(config, "report", f"{method} {ratio:.0%}", top1, study="few-shot")
+    (table,) = few_shot.build(load([run.write()]), Options())
+    assert table.columns[2] == "wrn_40_2 → wrn_16_2: gain over KD of its ratio"
+    assert [row[0].text for row in table.rows] == ["KD 25%", "KD 50%", "HSAKD* 25%", "HSAKD* 50%"]
+    assert [row[2].text for row in table.rows[:2]] == ["base", "base"]
+    assert [row[2].mean for row in table.rows[2:]] == [5.5, 5.5]
+    assert "KD and HSAKD* have teachers of their own: of one seed, trained plainly and jointly." in table.notes
+
+
 def test_every_latex_table_is_strict_booktabs(folder: Make) -> None:
     run = folder()
     run.pair()
@@ -356,7 +376,10 @@ def test_every_latex_table_is_strict_booktabs(folder: Make) -> None:
     assert len(files) >= 9
     for path in files:
         assert_is_latex(path.read_text(), num_parts=1)
-    assert r"\caption{Accuracy of the methods}" in (run.root / "tables/table1.tex").read_text()
+    assert (
+        r"\caption{Accuracy of the methods. Trained on cifar100, 50,000 training images, 32x32, 4 epochs.}"
+        in (run.root / "tables/table1.tex").read_text()
+    )
     assert r"\shortstack{wrn\_40\_2 $\rightarrow$\\{}wrn\_16\_2}" in (run.root / "tables/table1.tex").read_text()
     assert " $-$1.10 [" in (run.root / "tables/temperature.tex").read_text()
     assert "HSAKD $-$ KD" in (run.root / "tables/equal_teacher.tex").read_text()
@@ -441,3 +464,96 @@ def test_a_teacher_from_a_weights_file_is_named_with_the_rows_that_rest_on_it(fo
     assert [note for note in table.notes if "weights file" in note] == [
         f"{run.teacher} is from a weights file (sha256 abcdef012345), not trained here, in: HSAKD, KD."
     ]
+
+
+def test_every_output_says_on_what_its_trials_were_trained(folder: Make) -> None:
+    run = folder(dataset="fashion_mnist")
+    run.pair()
+    run.studies()
+    assert main([str(run.write())]) == 0
+    setting = "fashion_mnist, 60,000 training images, 28x28, 4 epochs"
+    tables = run.root / "tables"
+    assert f"- Trained on {setting}.\n" in (tables / "table1.md").read_text()
+    assert f"<li>Trained on {setting}.</li>" in (tables / "table1.html").read_text()
+    assert r"Effect of the temperature. Trained on fashion\_mnist, 60,000" in (tables / "temperature.tex").read_text()
+    assert set(pd.read_csv(tables / "loss_terms.csv")["setting"]) == {setting}
+    assert f"{setting}; " not in (tables / "search_summary.md").read_text()
+    assert "60,000 training images (10 % held out), 28x28, 4 epochs" in (tables / "search_summary.md").read_text()
+    report = (tables / "report.html").read_text()
+    assert len(re.findall(r'<img alt="[^"]*Trained on fashion_mnist', report)) == report.count("<img") > 0
+
+
+def test_several_settings_are_counted_and_weights_from_a_file_have_none(folder: Make) -> None:
+    run = folder(dataset="digits")
+    configs = [run.config(run.student, taps=(), seed=seed) for seed in range(3)]
+    configs += [replace(configs[0], optim=replace(configs[0].optim, epochs=epochs)) for epochs in (5, 6, 7, 8)]
+    configs.append(replace(configs[0], optim=replace(configs[0].optim, epochs=0), imported_sha256="0" * 64))
+    for config in configs:
+        run.add(config, "report", "Student", 70.0)
+    found = setting_of(load([run.write()]), [config.trial_id for config in configs])
+    data = "digits, 1,437 training images, 8x8"
+    assert found == f"{data}, 4 epochs (3 trials); {data}, 5 epochs (1 trial); {data}, 6 epochs (1 trial); 2 other settings"
+
+
+def test_a_csv_names_the_selection_of_its_test_accuracies(folder: Make) -> None:
+    run = folder(is_papers=True)
+    run.pair()
+    run.studies()
+    assert main([str(run.write()), "--selection", "best-test"]) == 0
+    assert set(pd.read_csv(run.root / "tables/table1.csv")["selection"]) == {"best-test"}
+    assert main([str(run.root)]) == 0
+    table1 = pd.read_csv(run.root / "tables/table1.csv").dropna(subset="mean")
+    is_published = table1["row"].str.contains("published")
+    assert (table1["selection"] == is_published.map({True: "best-test", False: "last"})).all()
+    assert is_published.any()
+    for name, selection in (("equal_teacher", "last"), ("table1_comparison", "best-test"), ("temperature", "last")):
+        assert set(pd.read_csv(run.root / f"tables/{name}.csv").dropna(subset="trials")["selection"]) == {selection}
+    assert pd.read_csv(run.root / "tables/cost.csv")["selection"].isna().all()
+
+
+def test_networks_are_counted_at_the_size_that_caption_and_heads_name(folder: Make) -> None:
+    run = folder()
+    run.pair()
+    run.add(run.config("resnet18_imagenet", taps=()), "report", "Student", None, student="resnet18_imagenet")
+    small, large = networks.build(load([run.write()]), Options())
+    assert (small.title, large.title) == ("Networks at 32 px, 100 classes", "Networks at 224 px, 1000 classes")
+    assert "Multiply-adds (M), 32 px, 100 classes" in small.columns
+    assert [row[0].text for row in small.rows] == ["wrn_16_2", "wrn_40_2"]
+    assert [row[0].text for row in large.rows] == ["resnet18_imagenet"]
+
+
+@pytest.mark.parametrize("temperature", [3.0, 4.0])
+def test_a_note_says_where_the_tuned_row_is_the_papers_setting(folder: Make, temperature: float) -> None:
+    run = folder()
+    run.pair()
+    joint = run.teachers()[2]
+    for seed in range(3):
+        run.add(run.config(run.student, terms=ALL_TERMS, teacher=joint, seed=seed, temperature=temperature), "report", "HSAKD-tuned", 78.6)
+    (table, *_) = table1.build(load([run.write()]), Options())
+    note = "HSAKD-tuned of wrn_40_2 → wrn_16_2 is the paper's setting: the same trials as HSAKD*."
+    assert (note in table.notes) is (temperature == 3.0)
+
+
+def test_searches_are_described_in_the_space_files_names(folder: Make) -> None:
+    run = folder(dataset="digits")
+    teacher = run.teachers(0.1)[2]
+    for number, (taps, branch_weights) in enumerate([(None, None), ((2, 3), (0.5, 2.0)), ((1,), None), ((2,), None), (None, None)]):
+        terms = (("task", 1.0), ("kl_q", 1.0 + number), ("kl_p", 1.0))
+        config = run.config(run.student, validation=0.1, terms=terms, teacher=teacher, taps=taps)
+        config = replace(config, objective=replace(config.objective, branch_weights=branch_weights))
+        more = {"study": f"{run.teacher}-{run.student}", "study_number": number}
+        run.add(config, "search", "search", 70.0 + (number == 4), **more)
+        run.add(replace(config, seed=1), "confirm", "confirm", 70.0 + (number == 1), **more)
+    results = load([run.write()])
+    (study,) = studies_of(results)
+    assert study.complete[1].params["branch_weight_2"] == 0.5
+    assert study.complete[1].params["branch_weight_3"] == 2.0
+    assert study.describe(study.complete[1]) == "branch_weight_2 0.5, branch_weight_3 2, placement 2+3, kl_q 2"
+    (table,) = search_summary.build(results, Options())
+    row = {column: cell.text for column, cell in zip(table.columns, table.rows[0], strict=True)}
+    assert row["Best setting"].endswith("placement 1+2+3, kl_q 5")
+    assert row["Confirmed"].startswith("temperature 3, kl_q 2, kl_p 1, placement 2+3: ")
+    (drawing,) = importance.draw(results, Options())
+    names = {text.get_text() for text in drawing.figure.legends[0].get_texts()}
+    assert names == {"kl_q", "placement"}
+    assert {name for name, _ in re.findall(r"(\S+) (\d+)%", row["Importance (fANOVA)"])} == names

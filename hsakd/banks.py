@@ -16,6 +16,7 @@ from hsakd.data import load_dataset
 from hsakd.data.batches import gather_batch
 from hsakd.data.views import ViewSpace, rotate_rows
 from hsakd.devices import parameter_dtype, usable_device
+from hsakd.result_folder import check_trials
 from hsakd.store import ResultStore
 from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, is_in_use, locked
 from hsakd.training.trial import RunContext, set_numerics, teacher_predictions
@@ -118,6 +119,7 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     store = ResultStore(options.out)
     record = store.peek_trial(options.teacher)
     if record is None or not store.is_finished(record):
+        check_trials("--out", options.out)
         raise ValueError(f"teacher is {options.teacher!r}; accepted: the id of a finished trial in {options.out}")
     teacher = record.config
     numerics = NumericsConfig(

@@ -8,6 +8,7 @@ import tyro
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from hsakd.result_folder import check_trials
 from hsakd.store import ResultStore
 from sweeps.cli import parse, refuse, run_command
 from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
@@ -78,6 +79,7 @@ def main() -> int:
     if not store.journal_path.exists():
         refuse(f"OUT is {options.out}; accepted: a folder with a studies.journal")
     try:
+        check_trials("OUT", options.out)
         found = differences(store)
     except ValueError as error:
         refuse(str(error))

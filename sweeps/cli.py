@@ -18,6 +18,7 @@ import tyro
 from hsakd.config import DETECTION_DATASET
 from hsakd.dataset_table import DATASET_TABLE, OWN_IMAGES
 from hsakd.network_table import network_table
+from hsakd.result_folder import check_trials
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
 from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library, needs_whole_batches
@@ -214,7 +215,10 @@ class SweepOptions:
         )
         parse_fractions(self.gpu_fraction)
         parse_time(self.time_limit)
+        check_trials("--out", self.out)
         source = self.teachers_from
+        if source is not None:
+            check_trials("--teachers-from", source)
         _check("teachers_from", str(source), source is None or (source / "trials").is_dir(), "the result folder of a sweep")
         is_other = source is None or source.resolve() != self.out.resolve()
         _check("teachers_from", str(source), is_other, "another folder than --out")

@@ -11,6 +11,7 @@ import tyro
 
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.result_folder import check_trials
 from hsakd.store import ResultStore
 from sweeps.cli import parse, refuse, run_command
 from sweeps.driver_lock import driver_lock
@@ -42,6 +43,9 @@ class TrialOptions:
             raise ValueError(f"--threads is {self.threads}; accepted: 1 or more")
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out is {self.out}; accepted: a folder")
+        for name, folder in (("--out", self.out), ("--runs", self.runs)):
+            if folder is not None:
+                check_trials(name, folder)
 
 
 def find_config(trial: str, runs: ResultStore) -> TrialConfig:

@@ -13,6 +13,7 @@ import tyro
 
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, TrialRecord
+from hsakd.result_folder import check_trials
 from hsakd.store import OtherVersion, ResultStore
 from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
@@ -214,6 +215,7 @@ def main() -> int:
         refuse(f"OUT is {options.out}; accepted: a folder that a sweep has written (it has a plan.parquet)")
     while True:
         try:
+            check_trials("OUT", options.out)
             text, is_complete = describe(store)
         except ValueError as error:
             refuse(str(error))

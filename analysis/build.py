@@ -18,6 +18,7 @@ from analysis.artefact import Drawing, NotAsked, NothingToShow, Options, discove
 from analysis.drawing import rendered
 from analysis.report import render
 from analysis.table import Table
+from hsakd.command_line import run_command
 from hsakd.files import replacing
 
 T = TypeVar("T")
@@ -116,4 +117,4 @@ def _collect(package: ModuleType, make: Callable[[Any], list[T]], notes: list[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import tyro
 
+from hsakd.command_line import parse, run_command
 from hsakd.config import NumericsConfig, ObjectiveConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.data.batches import gather_batch
@@ -172,4 +173,4 @@ def warm_bank(options: BankOptions, root: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(BankOptions)))
+    run_command(lambda: main(parse(BankOptions)))

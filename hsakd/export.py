@@ -12,6 +12,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from hsakd.command_line import parse, run_command
 from hsakd.files import replacing
 from hsakd.models import HierarchicalNet
 from hsakd.models.checkpoints import save_weights
@@ -175,4 +176,4 @@ def main(options: ExportOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(ExportOptions)))
+    run_command(lambda: main(parse(ExportOptions)))

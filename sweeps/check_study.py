@@ -8,9 +8,9 @@ import tyro
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from hsakd.command_line import parse, refuse, run_command
 from hsakd.result_folder import check_trials
 from hsakd.store import ResultStore
-from sweeps.cli import parse, refuse, run_command
 from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
 from sweeps.status import read_records
 

@@ -1,17 +1,11 @@
-"""The one parser: options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
+"""Options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
 
-import errno
-import io
 import math
-import os
 import re
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -29,11 +23,7 @@ if TYPE_CHECKING:
 else:
     PresetName = Literal[tuple(PRESETS)]
 
-O = TypeVar("O")  # noqa: E741 (options)
-USAGE_ERROR = 2
-BROKEN_PIPE = 128 + 13
 MOST_TRIALS = 100_000  # of a study: a forecast counts each
-UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 DATASET_NAMES = tuple(sorted(DATASET_TABLE))
 STREAMED = "imagenet"  # the augmentation whose images stay in their files, and the data set that has it
 
@@ -420,65 +410,3 @@ def parse_time(text: str | None) -> float | None:
 def _check(name: str, value: object, is_accepted: object, accepted: str) -> None:
     if not is_accepted:
         raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")
-
-
-def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
-    """Parse the command line into the dataclass `options`; bad input is one sentence on stderr and exit status 2.
-
-    tyro would draw boxes around what the dataclass refuses; so it fills a twin that refuses nothing.
-    """
-    twin = type(
-        options.__name__, (options,), {"__post_init__": lambda _: None, "__doc__": options.__doc__, "__module__": options.__module__}
-    )
-    box = io.StringIO()
-    try:
-        with redirect_stderr(box):
-            given: Any = tyro.cli(twin, args=arguments, config=(tyro.conf.SuppressFixed,))
-    except SystemExit as end:
-        if end.code:
-            refuse(_sentence(box.getvalue()))
-        raise
-    try:
-        return options(**{item.name: getattr(given, item.name) for item in fields(options)})  # type: ignore[arg-type]
-    except (ValueError, KeyError) as error:
-        refuse(str(error.args[0]) if error.args else str(error))
-    except OSError as error:
-        refuse_path(error)
-
-
-def _sentence(box: str) -> str:
-    """Return in one line what tyro says in a box, above its rule; of a number that is none, in our words."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((index for index, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    text = " ".join(filter(None, lines[:rule])) or box.strip()
-    number = re.match(r"Error parsing (--\S+): .*?\b(int|float)\b.*?'([^']*)'", text, re.IGNORECASE)
-    if number is None:
-        return f"{text} (see --help)"
-    name, kind, value = number.groups()
-    return f"{name} is {value}; accepted: a {'whole ' if kind.lower() == 'int' else ''}number"
-
-
-def refuse(sentence: str) -> NoReturn:
-    """End the command: bad input."""
-    print(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(USAGE_ERROR)
-
-
-def refuse_path(error: OSError) -> NoReturn:
-    """End the command where a path that was given can't be used; raises what is no fault of a path's."""
-    if error.errno not in UNUSABLE_PATH or error.filename is None:
-        raise error
-    refuse(f"{error.filename} can't be used ({error.strerror}); accepted: a path that can be read")
-
-
-def run_command(main: Callable[[], int]) -> NoReturn:
-    """End the process with the command's status; 141, as shells say of SIGPIPE, once nobody reads what it prints (`| head`)."""
-    try:
-        status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = BROKEN_PIPE
-    except OSError as error:
-        refuse_path(error)
-    raise SystemExit(status)

@@ -13,11 +13,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from hsakd.command_line import INTERRUPTED, parse, refuse, run_command
 from hsakd.config import TrialConfig
 from hsakd.files import FULL_DISK
 from hsakd.records import PlanEntry, TrialRecord
 from hsakd.store import DamagedFile, ResultStore
-from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
+from sweeps.cli import STREAMED, SweepOptions, parse_time
 from sweeps.cost import CostModel, cost_of
 from sweeps.driver_lock import driver_lock
 from sweeps.forecast import Forecast, forecast, packed_seconds, read_done, read_searched, read_shared, searched_trials, unique_trials
@@ -31,7 +32,6 @@ from sweeps.wording import counted, reason_of
 from sweeps.worklist import TrialFactory, known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
-INTERRUPTED = 130
 BLOCKED = 3
 GPU_LOADER_WORKERS = 4  # a guess: nothing here has been run on a GPU
 DEFAULT_RUN = "hsakd.training.trial:run_trial"

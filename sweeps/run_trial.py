@@ -9,11 +9,11 @@ from typing import Literal
 
 import tyro
 
+from hsakd.command_line import parse, refuse, run_command
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
 from hsakd.result_folder import check_trials
 from hsakd.store import ResultStore
-from sweeps.cli import parse, refuse, run_command
 from sweeps.driver_lock import driver_lock
 
 

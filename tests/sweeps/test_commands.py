@@ -102,8 +102,8 @@ def test_help_and_plans_import_neither_torch_nor_ray() -> None:
 
 def test_a_new_preset_is_accepted_by_the_parser(tmp_path: Path) -> None:
     code = (
-        "from sweeps.presets import PRESETS; PRESETS['mine'] = PRESETS['digits']; from sweeps.cli import SweepOptions, parse; "
-        f"print(parse(SweepOptions, ['--preset', 'mine', '--out', {str(tmp_path / 'out')!r}]).preset)"
+        "from sweeps.presets import PRESETS; PRESETS['mine'] = PRESETS['digits']; from sweeps.cli import SweepOptions; "
+        f"from hsakd.command_line import parse; print(parse(SweepOptions, ['--preset', 'mine', '--out', {str(tmp_path / 'out')!r}]).preset)"
     )
     result = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert result.stdout == "mine\n", result.stderr

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hsakd.command_line import parse
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
 from hsakd.store import ResultStore
-from sweeps.cli import SweepOptions, parse
+from sweeps.cli import SweepOptions
 from sweeps.schedule import Schedule
 from sweeps.search import PairSearch, make_pruner, open_storage
 from sweeps.space import SearchBudget, SearchSpace, placements, read_space

@@ -1,0 +1,90 @@
+"""How every command ends: after Ctrl-C, and with options that can't be used."""
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsakd.banks import BankOptions
+from hsakd.command_line import parse
+from hsakd.config import DataConfig, OptimConfig, TrialConfig
+from hsakd.export import ExportOptions
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = ("run_pairs", "run_ablation", "run_transfer", "run_detection", "run_trial", "status", "check_study", "pruning_report")
+COMMANDS = ("analysis/build.py", "analysis/compact.py", "hsakd/export.py", "hsakd/banks.py", *(f"sweeps/{name}.py" for name in SWEEPS))
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_an_interrupt_is_one_line_and_status_130(path: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", interrupt)
+    monkeypatch.setattr("tyro.cli", interrupt)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / path), run_name="__main__")
+    assert (end.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+
+
+def test_a_trial_that_is_interrupted_shows_no_traceback(tmp_path: Path) -> None:
+    data, optim = DataConfig(dataset="digits", train_subset=100), OptimConfig(epochs=10_000, milestones=())
+    trial = tmp_path / "trial.json"
+    trial.write_text(TrialConfig(network="resnet8_half", data=data, optim=optim, taps=()).to_json())
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "sweeps" / "run_trial.py"), str(trial), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it, and so do their children
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("epoch "):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=900)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "sentence"),
+    [
+        (ExportOptions, "x --format tflite", "--format is tflite; accepted: safetensors, torch-export, onnx"),
+        (ExportOptions, "", "Missing from"),
+        (ExportOptions, "x --runs", "Missing value for argument '--runs'"),
+        (BankOptions, "foo", "command is foo; accepted: inspect, warm, delete"),
+        (BankOptions, "", "Missing from"),
+        (BankOptions, "warm --threads few", "--threads is few; accepted: a whole number"),
+    ],
+)
+def test_options_of_the_models_commands_are_refused_in_one_sentence(
+    options: type[Any], arguments: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(options, arguments.split())
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told.startswith(f"error: {sentence}")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("module", "arguments"), [("export", ("x", "--magic")), ("banks", ("inspect", "--magic"))])
+def test_the_models_commands_draw_no_boxes(module: str, arguments: tuple[str, ...]) -> None:
+    result = subprocess.run([sys.executable, "-m", f"hsakd.{module}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert (result.returncode, result.stderr) == (2, "error: Unrecognized options: --magic (see --help)\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_refusal_is_as_plain_on_a_terminal(encoding: str) -> None:
+    terminal, end = os.openpty()
+    line = [sys.executable, str(ROOT / "sweeps" / "run_pairs.py"), "--out", "new", "--preset", "huge"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "TERM": "xterm"}
+    result = subprocess.run(line, env=environment, stdout=end, stderr=subprocess.PIPE, text=True, timeout=900)
+    os.close(end)
+    os.close(terminal)
+    assert (result.returncode, result.stderr) == (2, "error: --preset is huge; accepted: paper, imagenet, fashion, digits\n")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
@@ -16,6 +16,7 @@ O = TypeVar("O")  # noqa: E741 (options)
 USAGE_ERROR = 2
 INTERRUPTED = 128 + 2  # as shells say of SIGINT
 BROKEN_PIPE = 128 + 13
+NO_HINT = tyro.conf.arg(help_behavior_hint="")  # "(default: None)" says nothing: the help text says what happens then
 UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
@@ -24,9 +25,10 @@ def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
 
     tyro would draw boxes around what the dataclass refuses; so it fills a twin that refuses nothing.
     """
-    twin = type(
-        options.__name__, (options,), {"__post_init__": lambda _: None, "__doc__": options.__doc__, "__module__": options.__module__}
-    )
+    hints = get_type_hints(options, include_extras=True)
+    unsaid = {item.name: Annotated[hints[item.name], NO_HINT] for item in fields(options) if item.default in (None, (), "")}  # type: ignore[arg-type]
+    body = {"__post_init__": lambda _: None, "__doc__": options.__doc__, "__module__": options.__module__, "__annotations__": unsaid}
+    twin = type(options.__name__, (options,), body)
     box = io.StringIO()
     try:
         with redirect_stderr(box):

@@ -46,22 +46,22 @@ class SweepOptions:
     methods: tuple[str, ...] = DEFAULT_METHODS
     """Table rows; beside the default ones, the comparators of Table 1 and later ones (FitNet AT AB VID ...)."""
     seeds: int | None = None
-    """Number of student seeds."""
+    """Number of student seeds; default: the preset's."""
     teacher_seeds: int = 1
     """Number of teacher seeds (the paper has one)."""
     trials: int | None = None
-    """Optuna trials per pair."""
+    """Optuna trials per pair; default: the preset's."""
     search_budget: str | None = None
     """Instead of --trials: 20 (trials) or 12x (as much as 12 full student runs; pruned trials count in part)."""
     space: Path | None = None
     """TOML file of other ranges to search, of lines such as temperature = [1, 10], kl_p = 1.0 (fixed) or placement = ["1+2", "3"]; the
     other keys are kl_q, branch_weight and learning_rate."""
     top_k: int | None = None
-    """Settings of each study that are confirmed with all seeds."""
+    """Settings of each study that are confirmed with all seeds; default: the preset's."""
     epochs: int | None = None
-    """Epochs of every training; milestones scale."""
+    """Epochs of every training, to which milestones are scaled; default: the preset's."""
     train_images: int | None = None
-    """Train on a stratified part of the training set, of so many images."""
+    """Train on a stratified part of the training set, of so many images; default: the preset's (1000 for fashion, else all)."""
     batch_size: int | None = None
     """Images of a step, before rotation; default: the preset's."""
     batch_shards: int | None = None
@@ -71,7 +71,7 @@ class SweepOptions:
     image_size: int | None = None
     """Side in pixels that images are resized to; default: the preset's, or as stored."""
     augmentation: Literal["shift", "imagenet"] | None = None
-    """Of an imagefolder: shifts and flips of images in memory, or ImageNet's resized crops of images that stay in their files."""
+    """Of an imagefolder: shifts and flips of images in memory (default), or ImageNet's resized crops of images that stay in their files."""
     padding: int | None = None
     """Pixels that random crops shift an imagefolder's images by; default: an eighth of the side."""
     flip: bool = True
@@ -85,7 +85,7 @@ class SweepOptions:
     predictions: Literal["live", "bank"] = "live"
     """Ask the teacher at each step, or keep its answers on disk."""
     bank_dir: Path | None = None
-    """Node-local folder of teacher banks."""
+    """Node-local folder of teacher banks; default: hsakd-banks in $SLURM_TMPDIR, $TMPDIR or /tmp."""
     bank_budget: float | None = None
     """Gigabytes that all banks of --bank-dir may take, open ones as if they were full; default: half of the free disk."""
     bank_dtype: Literal["float16", "float32"] = "float16"
@@ -127,7 +127,7 @@ class SweepOptions:
     initialization: Literal["he", "authors"] = "he"
     """Initial weights: one rule for all networks, or the authors' family by family."""
     address: str | None = None
-    """A running Ray cluster: auto or HOST:PORT."""
+    """A running Ray cluster: auto or HOST:PORT; default: one of this command's own."""
     dashboard: bool = False
     """Start Ray's dashboard (with a Ray that this command starts)."""
     require_gpus: bool = False
@@ -319,6 +319,14 @@ class TransferOptions(SweepOptions):
 
     students: tuple[str, ...] = ()
     """Table rows whose students are probed; default: all of the folder's."""
+    pairs: tuple[str, ...] = ()
+    """TEACHER-STUDENT names whose students are probed; default: all of the folder's."""
+    epochs: int | None = None
+    """Epochs of every training, 100 by default; milestones scale."""
+    dataset: str | None = None
+    """The data set to transfer to (required); imagefolder: your own images, in train/CLASS/ and val/CLASS/ of --data-dir."""
+    image_size: int | None = None
+    """Side in pixels that crops are resized to; default: that of the student's own images."""
     preset: tyro.conf.Fixed[PresetName] = "paper"
     teacher_weights: tyro.conf.Fixed[Path | None] = None
     methods: tyro.conf.Fixed[tuple[str, ...]] = ()
@@ -368,6 +376,8 @@ class DetectionOptions(TransferOptions):
 
     students: tuple[str, ...] = ()
     """Table rows whose students are detectors' backbones; default: all of the folder's."""
+    pairs: tuple[str, ...] = ()
+    """TEACHER-STUDENT names whose students are detectors' backbones; default: all of the folder's."""
     epochs: int | None = None
     """Epochs of every training, 12 by default; the milestone scales."""
     batch_size: int = 16

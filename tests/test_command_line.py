@@ -14,10 +14,14 @@ from hsakd.banks import BankOptions
 from hsakd.command_line import parse
 from hsakd.config import DataConfig, OptimConfig, TrialConfig
 from hsakd.export import ExportOptions
+from sweeps.cli import AblationOptions, DetectionOptions, SweepOptions, TransferOptions
+from sweeps.run_trial import TrialOptions
+from sweeps.status import StatusOptions
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = ("run_pairs", "run_ablation", "run_transfer", "run_detection", "run_trial", "status", "check_study", "pruning_report")
 COMMANDS = ("analysis/build.py", "analysis/compact.py", "hsakd/export.py", "hsakd/banks.py", *(f"sweeps/{name}.py" for name in SWEEPS))
+HELPED = (SweepOptions, AblationOptions, TransferOptions, DetectionOptions, TrialOptions, StatusOptions, ExportOptions, BankOptions)
 
 
 @pytest.mark.parametrize("path", COMMANDS)
@@ -88,3 +92,34 @@ def test_a_refusal_is_as_plain_on_a_terminal(encoding: str) -> None:
     os.close(end)
     os.close(terminal)
     assert (result.returncode, result.stderr) == (2, "error: --preset is huge; accepted: paper, imagenet, fashion, digits\n")
+
+
+def help_of(options: type[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a command's help without its boxes and line ends."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse(options, ["--help"])
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("options", HELPED, ids=lambda options: options.__name__)
+def test_no_help_says_none_of_a_default(options: type[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = help_of(options, capsys, monkeypatch)
+    assert "(default: None)" not in told
+    assert "(default: )" not in told
+
+
+def test_help_says_which_options_are_the_presets(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    told = help_of(SweepOptions, capsys, monkeypatch)
+    for name in ("seeds", "trials", "top-k", "epochs", "pairs", "train-images", "batch-size", "image-size"):
+        assert "default: the preset's" in told.partition(f" --{name} ")[2].partition(" --")[0], name
+
+
+@pytest.mark.parametrize("options", [TransferOptions, DetectionOptions])
+def test_help_of_the_transfers_speaks_of_no_preset(
+    options: type[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = help_of(options, capsys, monkeypatch)
+    assert "preset" not in told
+    assert "default: all of the folder's" in told.partition(" --pairs ")[2].partition(" --")[0]
+    assert options is DetectionOptions or "(required)" in told.partition(" --dataset ")[2].partition(" --")[0]

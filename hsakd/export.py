@@ -116,7 +116,7 @@ def write_graph(format: str, network: HierarchicalNet, card: ModelCard, folder: 
         ValueError: a missing extra, a network that the format can't express, or a graph whose logits are not the network's.
         OSError: the folder can't be written.
     """
-    graph, subject = GRAPHS[format], f"format is {format!r}"
+    graph, subject = GRAPHS[format], f"--format is {format!r}"
     missing = " and ".join(name for name in graph.packages if importlib.util.find_spec(name) is None)
     if missing:
         raise ValueError(f"{subject}, which needs {missing} (pip install 'hsakd-sweeper[{format}]'); accepted without: torch-export")

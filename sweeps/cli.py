@@ -24,6 +24,7 @@ else:
     PresetName = Literal[tuple(PRESETS)]
 
 MOST_TRIALS = 100_000  # of a study: a forecast counts each
+FIELD_OPTIONS = {"train_subset": "--train-images", "few_shot_ratio": "--ratios", "image_size": "--image-size"}
 DATASET_NAMES = tuple(sorted(DATASET_TABLE))
 STREAMED = "imagenet"  # the augmentation whose images stay in their files, and the data set that has it
 
@@ -193,7 +194,11 @@ class SweepOptions:
         if is_own and self.data_dir is not None:
             from hsakd.image_folder import scan_image_folder  # PIL is for those who need it
 
-            scan_image_folder(self.data_dir.resolve()).resolved_size(self.image_size)
+            found = scan_image_folder(self.data_dir.resolve())
+            try:
+                found.resolved_size(self.image_size)
+            except ValueError as error:
+                raise ValueError(in_options(error)) from error
         _check(
             "no_flip", "given", self.flip or is_shifted, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation"
         )
@@ -257,8 +262,11 @@ class SweepOptions:
         space, preset = self.search_space(), PRESETS[self.preset]
         for pair in self.pairs or preset.pairs:
             student = pair.partition("-")[2]
-            space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
-            space.placements(network_facts(student).num_branches)
+            try:
+                space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
+                space.placements(network_facts(student).num_branches)
+            except ValueError as error:
+                raise ValueError(f"--space {self.space}: {error}") from error
 
 
 Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
@@ -415,6 +423,13 @@ def parse_time(text: str | None) -> float | None:
     if not total or max(minutes, seconds) >= 60:
         raise ValueError(f"--time-limit is {text}; accepted: a time above 0, with minutes and seconds below 60")
     return total
+
+
+def in_options(error: Exception) -> str:
+    """Return what a configuration or the data sets refuse, in the words of the option that sets the field."""
+    sentence = str(error.args[0])
+    name, _, rest = sentence.partition(" ")
+    return f"{FIELD_OPTIONS[name]} {rest}" if name in FIELD_OPTIONS else sentence
 
 
 def _check(name: str, value: object, is_accepted: object, accepted: str) -> None:

@@ -18,8 +18,9 @@ from hsakd.config import TrialConfig
 from hsakd.files import FULL_DISK
 from hsakd.records import PlanEntry, TrialRecord
 from hsakd.store import DamagedFile, ResultStore
-from sweeps.cli import STREAMED, SweepOptions, parse_time
+from sweeps.cli import STREAMED, SweepOptions, in_options, parse_time
 from sweeps.cost import CostModel, cost_of
+from sweeps.data_parts import check_parts
 from sweeps.driver_lock import driver_lock
 from sweeps.forecast import Forecast, forecast, packed_seconds, read_done, read_searched, read_shared, searched_trials, unique_trials
 from sweeps.live import SweepView, put
@@ -118,8 +119,10 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
     try:
         print("".join(f"{line}\n" for line in describe_files(options)), end="")
         lines = work(options)
+        for data in dict.fromkeys(config.data for _, config in lines):
+            check_parts(data)
     except (ValueError, KeyError) as error:
-        refuse(str(error.args[0]))
+        refuse(in_options(error))
     except OSError as error:
         refuse(str(error))
     if options.dry_run:
@@ -127,7 +130,7 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
             check_studies(options, lines)
             print_plan(options, lines)
         except (ValueError, KeyError) as error:
-            refuse(str(error.args[0]))
+            refuse(in_options(error))
         return 0
     out = options.out.resolve()
     with driver_lock(out):
@@ -194,7 +197,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, finished, lines=lines, kept=kept)
     except (ValueError, KeyError) as error:
-        refuse(str(error.args[0]))
+        refuse(in_options(error))
     except OSError as error:
         if error.errno in FULL_DISK:
             put(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on with: {same_command()}")

@@ -17,7 +17,7 @@ from hsakd.files import replacing
 from hsakd.models import HierarchicalNet
 from hsakd.models.checkpoints import save_weights
 from hsakd.records import TrialRecord
-from hsakd.result_folder import check_trials
+from hsakd.result_folder import check_trials, read_plan
 from hsakd.store import ResultStore
 from hsakd.training.deployed import ModelCard, deployed_network
 
@@ -63,7 +63,7 @@ def find_trial(trial: str, runs: Path) -> tuple[ResultStore, TrialRecord]:
     record = store.peek_trial(trial_id)
     if record is None or record.status != "complete" or not store.is_finished(record):
         check_trials("--runs" if store.root == runs else "TRIAL's folder", store.root)
-        lines = [entry for entry in store.read_plan() if entry.purpose == "report" and store.trial_path(entry.trial_id).exists()]
+        lines = [entry for entry in read_plan(store) if entry.purpose == "report" and store.trial_path(entry.trial_id).exists()]
         known = ", ".join(f"{entry.trial_id} ({entry.method}, {entry.student}, seed {entry.seed})" for entry in lines)
         raise ValueError(f"trial is {trial!r}; accepted: a complete trial of {store.root}{': ' + known if known else ', which has none'}")
     return store, record

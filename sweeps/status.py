@@ -14,7 +14,7 @@ import tyro
 from hsakd.command_line import parse, refuse, run_command
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, TrialRecord
-from hsakd.result_folder import check_trials
+from hsakd.result_folder import check_trials, read_plan
 from hsakd.store import OtherVersion, ResultStore
 from sweeps.cost import CostModel
 from sweeps.wording import counted, judged, pair_of, row_of
@@ -129,7 +129,7 @@ def printable(text: str) -> str:
 
 def describe(store: ResultStore) -> tuple[str, bool]:
     """Return the status text and whether every planned trial has ended well."""
-    plan, records, progress = store.read_plan(), read_records(store), read_progress(store)
+    plan, records, progress = read_plan(store), read_records(store), read_progress(store)
     lines = [*_table(plan, records, progress), _spent(records), *_driver(plan, progress)]
     if unread := len(store.trial_ids()) - len(records):
         lines.append(f"{counted(unread, 'record')} not counted, as this code can't read it (damaged, or of other code)")

@@ -9,6 +9,7 @@ from hsakd.config import OptimConfig, TrialConfig
 from hsakd.dataset_table import OWN_IMAGES, stored_size
 from hsakd.image_folder import scan_image_folder
 from hsakd.records import PlanEntry
+from hsakd.result_folder import read_plan
 from hsakd.store import ResultStore
 from sweeps.cli import TransferOptions
 from sweeps.presets import with_epochs
@@ -36,7 +37,7 @@ def transfer_work(options: TransferOptions) -> list[tuple[PlanEntry, TrialConfig
     """
     _check_own_images(options)
     lines = []
-    for entry in complete_students(options, ResultStore(options.out).read_plan()):
+    for entry in complete_students(options, read_plan(ResultStore(options.out))):
         probe = probe_of(TrialConfig.from_json(entry.config_json), options)
         lines.append((replace(entry, trial_id=probe.trial_id, study=STUDY, config_json=probe.to_json()), probe))
     return lines

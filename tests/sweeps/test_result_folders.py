@@ -42,3 +42,22 @@ def test_a_folder_of_compacted_files_only_is_not_an_empty_sweep(line: str, name:
     sentence = f"{name} is {folder}, whose trials are in compacted files only, for the analysis; accepted: a folder with trials/"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {sentence}\n")
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sweeps/status.py FOLDER",
+        "sweeps/check_study.py FOLDER",
+        "sweeps/run_transfer.py --out FOLDER --dataset stl10",
+        "sweeps/run_trial.py abc --out FOLDER/new --runs FOLDER",
+        "-m hsakd.export abc --runs FOLDER",
+    ],
+)
+def test_a_damaged_plan_is_named_with_its_path_and_a_way_out(line: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.parquet").write_bytes(b"PAR1 cut")
+    (tmp_path / "studies.journal").touch()
+    result = command(line, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"error: {tmp_path}/plan.parquet is not a readable Parquet file")
+    assert result.stderr.endswith("; run the sweep's command again: it writes its plan anew\n")

@@ -123,3 +123,13 @@ def test_help_of_the_transfers_speaks_of_no_preset(
     assert "preset" not in told
     assert "default: all of the folder's" in told.partition(" --pairs ")[2].partition(" --")[0]
     assert options is DetectionOptions or "(required)" in told.partition(" --dataset ")[2].partition(" --")[0]
+
+
+@pytest.mark.parametrize("line", ["-m hsakd.losses", "-m hsakd.models", "tests/benchmarks/overhead.py", "tests/benchmarks/scheduling.py"])
+def test_lists_and_benchmarks_know_their_arguments(line: str) -> None:
+    for argument, status in (("--help", 0), ("--bogus", 2)):
+        command = [sys.executable, *line.split(), argument]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
+        assert result.returncode == status
+        assert (result.stdout if status == 0 else result.stderr).startswith("usage: ")

@@ -29,7 +29,7 @@ from sweeps.plan_lines import lines_to_keep, rows_that_leave
 from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
-from sweeps.wording import counted, reason_of
+from sweeps.wording import counted, pair_of, reason_of, row_of
 from sweeps.worklist import TrialFactory, known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
@@ -45,14 +45,15 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     packing = packing_of(options)
     done = read_done(ResultStore(options.out), trials, cost)
     shared = read_shared(options, trials, done)
-    print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s} {'hours':>7s}  state")
+    rows = [("trial", "pair", "row", "seed", "multiply-adds", "hours", "state")]
     for entry, config in lines:
         state = "done" if entry.trial_id in done else "shared" if entry.trial_id in shared else "to do"
-        name, hours = f"{entry.teacher}-{entry.student}", packed_seconds(config, options, cost, packing) / 3600
-        print(
-            f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  "
-            f"{cost_of(config):13.3g} {hours:7.2f}  {state}"
-        )
+        hours = packed_seconds(config, options, cost, packing) / 3600
+        rows.append((entry.trial_id, pair_of(entry), row_of(entry), str(entry.seed), f"{cost_of(config):.3g}", f"{hours:.2f}", state))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, "<<<>>><", widths, strict=True)
+        print("  ".join(f"{cell:{side}{width}}" for cell, side, width in cells).rstrip())
     if TUNED in options.methods:
         print(
             f"and per pair: {num_search_trials(options)} search trials, their confirmation and the winner: "

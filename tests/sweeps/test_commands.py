@@ -181,3 +181,23 @@ def test_a_refused_command_leaves_folders_as_they_were(tmp_path: Path, is_there:
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "/nowhere" in result.stderr
     assert list(tmp_path.rglob("*")) == ([out.parent, out] if is_there else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "rows"),
+    [
+        ("run_pairs.py", ("--methods", "KD", "HSSAKD (online)"), {"backbone", "KD", "HSSAKD (online)"}),
+        ("run_ablation.py", ("--study", "loss-terms", "few-shot"), {"Teacher*", "loss-terms: task+kl_q+kl_p+ce_q", "few-shot: KD 25%"}),
+    ],
+)
+def test_a_dry_runs_columns_stay_below_their_heads_and_name_the_study(name: str, more: tuple[str, ...], rows: set[str]) -> None:
+    pair = "resnet34_imagenet-resnet18_imagenet"
+    result = command(name, "--preset", "digits", "--pairs", pair, "--seeds", "1", "--out", "new", "--dry-run", *more)
+    assert result.returncode == 0, result.stderr
+    head, *lines = [line for line in result.stdout.splitlines() if line.endswith(("state", "to do"))]
+    assert head.split() == ["trial", "pair", "row", "seed", "multiply-adds", "hours", "state"]
+    for line in lines:
+        assert line[head.index("pair") : head.index("row")].strip() == pair
+        assert line[head.index("state") :] == "to do"
+        assert all(line[head.index(column) + len(column)] == " " for column in ("seed", "multiply-adds", "hours"))
+    assert rows <= {line[head.index("row") :].partition("  ")[0] for line in lines}

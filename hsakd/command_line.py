@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 import tyro
 
@@ -35,7 +35,8 @@ def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
             given: Any = tyro.cli(twin, args=arguments, config=(tyro.conf.SuppressFixed,))
     except SystemExit as end:
         if end.code:
-            refuse(_sentence(box.getvalue()))
+            lists = {f"--{name.replace('_', '-')}" for name, hint in hints.items() if get_origin(hint) is tuple}
+            refuse(_sentence(box.getvalue(), lists))
         raise
     try:
         return options(**{item.name: getattr(given, item.name) for item in fields(options)})  # type: ignore[arg-type]
@@ -45,8 +46,11 @@ def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
         refuse_path(error)
 
 
-def _sentence(box: str) -> str:
-    """Return in one line what tyro says in a box, above its rule; of a number that is none and of a choice, in our words."""
+def _sentence(box: str, lists: set[str]) -> str:
+    """Return in one line what tyro says in a box, above its rule; of a number that is none and of a choice, in our words.
+
+    `lists` are the options of several values: whoever separates them otherwise than by blanks is told so.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()  # it has colours where stdout is a terminal
     drawn = [line for line in plain if line.startswith("│")] or plain[2:]  # below title and rule, where it isn't drawn, as in ASCII
     lines = [line.strip("│ ") for line in drawn]
@@ -54,7 +58,9 @@ def _sentence(box: str) -> str:
     text = " ".join(filter(None, lines[:rule])) or box.strip()
     if choice := re.match(r"invalid choice '(.*)' for argument '(.+)'\. Expected one of \((.*)\)\.$", text):
         value, name, known = choice.groups()
-        return f"{name} is {value}; accepted: {known.replace(chr(39), '').rstrip(',')}"
+        return f"{name} is {value}; accepted{', separated by blanks' if name in lists else ''}: {known.replace(chr(39), '').rstrip(',')}"
+    if values := re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", text):
+        return f"{values[1]} is {values[2].replace(chr(39), '')}; accepted: numbers, separated by blanks"
     number = re.match(r"Error parsing (--\S+): .*?\b(int|float)\b.*?'([^']*)'", text, re.IGNORECASE)
     if number is None:
         return f"{text} (see --help)"

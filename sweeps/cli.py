@@ -166,13 +166,13 @@ class SweepOptions:
         has_rows = bool(type(self).__dataclass_fields__["methods"].default)  # probes and detectors have none of their own
         _check("methods", "given without a row", self.methods or not has_rows, ", ".join(METHODS))
         for method in self.methods:
-            _check("methods", method, method in METHODS, ", ".join(METHODS))
+            _check_listed("methods", method, method in METHODS, ", ".join(METHODS))
             if needs_library(method) and find_spec("torchdistill") is None:
                 raise ValueError(f"--methods is {method}, which needs torchdistill: pip install '.[comparators]'")
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):
-                _check("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
+                _check_listed("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
             same_depth = network_facts(teacher).num_branches == network_facts(student).num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         self._check_space()
@@ -182,7 +182,12 @@ class SweepOptions:
             _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
         is_own = self.dataset == OWN_IMAGES
         _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
-        _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
+        _check(
+            "image_size",
+            self.image_size,
+            self.image_size is None or self.image_size >= self.least_side(),
+            f"{self.least_side()} or more pixels",
+        )
         is_shifted = is_own and self.augmentation != STREAMED
         _check(
             "padding", self.padding, self.padding is None or (is_shifted and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}"
@@ -230,6 +235,10 @@ class SweepOptions:
     def dataset_names(self) -> tuple[str, ...]:
         """Return what --dataset accepts."""
         return DATASET_NAMES
+
+    def least_side(self) -> int:
+        """Return the least side in pixels that --image-size accepts."""
+        return 8
 
     def search_space(self) -> SearchSpace:
         """Return what the searches vary; raises ValueError where --space can't be used."""
@@ -401,12 +410,15 @@ class DetectionOptions(TransferOptions):
         if find_spec("pycocotools") is None:
             raise ValueError("detection needs pycocotools: pip install '.[detection]'")
         TransferOptions.__post_init__(self)
-        _check("image_size", self.image_size, self.image_size >= 32, "32 or more pixels")
         _check("trainable_layers", self.trainable_layers, 0 <= self.trainable_layers <= 5, "0 to 5")
 
     def dataset_names(self) -> tuple[str, ...]:
         """Return what detectors are trained on."""
         return (DETECTION_DATASET,)
+
+    def least_side(self) -> int:
+        """Return the least shorter side: a pixel of a backbone's last stage."""
+        return 32
 
 
 def parse_time(text: str | None) -> float | None:
@@ -435,3 +447,9 @@ def in_options(error: Exception) -> str:
 def _check(name: str, value: object, is_accepted: object, accepted: str) -> None:
     if not is_accepted:
         raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")
+
+
+def _check_listed(name: str, value: object, is_accepted: object, accepted: str) -> None:
+    """Check one value of several: whoever separates them otherwise than by blanks is told so."""
+    if not is_accepted:
+        raise ValueError(f"--{name} is {value}; accepted, separated by blanks: {accepted}")

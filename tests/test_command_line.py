@@ -133,3 +133,23 @@ def test_lists_and_benchmarks_know_their_arguments(line: str) -> None:
         result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900)
         assert result.returncode == status
         assert (result.stdout if status == 0 else result.stderr).startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("--study loss-terms,few-shot", "--study is loss-terms,few-shot; accepted, separated by blanks: loss-terms, aux-placement, "),
+        ("--study temperature --temperatures 1,2", "--temperatures is 1, 2; accepted: numbers, separated by blanks"),
+        (
+            "--study temperature --pairs vgg8-vgg8,vgg8-vgg8",
+            "--pairs is vgg8-vgg8,vgg8-vgg8; accepted, separated by blanks: TEACHER-STUDENT ",
+        ),
+        ("--study temperature --teacher none", "--teacher is none; accepted: joint, frozen"),
+    ],
+)
+def test_lists_with_commas_are_told_of_blanks(arguments: str, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        parse(AblationOptions, ["--out", str(tmp_path / "out"), *arguments.split()])
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {sentence}")
+    assert told.count("\n") == 1

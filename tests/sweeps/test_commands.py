@@ -30,6 +30,7 @@ def command(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     [
         (("--pairs", "wrn_40_2-nothing"), "nothing"),
         (("--methods", "Magic"), "Magic"),
+        (("--methods", "Student,KD"), "--methods is Student,KD; accepted, separated by blanks: Student, KD, HSAKD, "),
         (("--dataset", "mnist"), "mnist"),
         (("--preset", "huge"), "huge"),
         (("--gpus", "-1"), "--gpus is -1; accepted: 0 (CPU) or more"),

@@ -20,6 +20,7 @@ from analysis.drawing import rendered, with_setting
 from analysis.report import render
 from analysis.setting import setting_of
 from analysis.table import Table
+from hsakd.command_line import run_command
 from hsakd.files import replacing
 
 T = TypeVar("T")
@@ -127,4 +128,4 @@ def _collect(package: ModuleType, make: Callable[[Any], list[T]], notes: list[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

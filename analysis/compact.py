@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from analysis.configurations import check
+from hsakd.command_line import run_command
 from hsakd.files import replacing
 from hsakd.records import EPOCH_SCHEMA, SCHEMA_VERSION, STATUSES, TRIAL_SCHEMA
 
@@ -294,4 +295,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

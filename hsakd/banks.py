@@ -1,6 +1,7 @@
 """`python -m hsakd.banks inspect|warm|delete`: the node's teacher banks, on demand."""
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +12,13 @@ import numpy as np
 import torch
 import tyro
 
+from hsakd.command_line import parse, run_command
 from hsakd.config import NumericsConfig, ObjectiveConfig, TrialConfig
 from hsakd.data import load_dataset
 from hsakd.data.batches import gather_batch
 from hsakd.data.views import ViewSpace, rotate_rows
 from hsakd.devices import parameter_dtype, usable_device
+from hsakd.result_folder import check_trials
 from hsakd.store import ResultStore
 from hsakd.training.bank import META_FILE, ROOT_LOCK, bank_folders, default_bank_dir, delete_bank, disk_bytes, is_in_use, locked
 from hsakd.training.trial import RunContext, set_numerics, teacher_predictions
@@ -66,7 +69,7 @@ def main(options: BankOptions) -> int:
         print(f"error: {error.args[0]}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: bank_dir is {root}; accepted: a folder that can be read and written ({error.strerror})", file=sys.stderr)
+        print(f"error: --bank-dir is {root}; accepted: a folder that can be read and written ({error.strerror})", file=sys.stderr)
         return 2
     return 0
 
@@ -95,14 +98,14 @@ def delete_banks(options: BankOptions, root: Path) -> None:
     """Delete one bank or all; raises ValueError where it is open or unknown."""
     names = [folder.name for folder in bank_folders(root)]
     if not names:
-        raise ValueError(f"bank_dir is {root}; accepted: a folder with banks in it")
+        raise ValueError(f"--bank-dir is {root}; accepted: a folder with banks in it")
     chosen = names if options.bank == "all" else [options.bank]
     if not set(chosen) <= set(names):
-        raise ValueError(f"bank is {options.bank!r}; accepted: all, {', '.join(names)}")
+        raise ValueError(f"--bank is {options.bank!r}; accepted: all, {', '.join(names)}")
     with (root / ROOT_LOCK).open("ab") as file, locked(file):
         in_use = [name for name in chosen if not delete_bank(root / name)]
     if in_use:
-        raise ValueError(f"bank is {in_use[0]!r}; accepted: one that no process has open")
+        raise ValueError(f"--bank is {in_use[0]!r}; accepted: one that no process has open")
 
 
 def warm_bank(options: BankOptions, root: Path) -> None:
@@ -113,12 +116,15 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     """
     for name in ("threads", "batch_size"):
         if getattr(options, name) < 1:
-            raise ValueError(f"{name} is {getattr(options, name)}; accepted: 1 or more")
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; accepted: 1 or more")
+    if options.bank_budget is not None and not 0 <= options.bank_budget < math.inf:
+        raise ValueError(f"--bank-budget is {options.bank_budget}; accepted: gigabytes, 0 or more")
     device = usable_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     store = ResultStore(options.out)
     record = store.peek_trial(options.teacher)
     if record is None or not store.is_finished(record):
-        raise ValueError(f"teacher is {options.teacher!r}; accepted: the id of a finished trial in {options.out}")
+        check_trials("--out", options.out)
+        raise ValueError(f"--teacher is {options.teacher!r}; accepted: the id of a finished trial in {options.out}")
     teacher = record.config
     numerics = NumericsConfig(
         precision=options.precision,
@@ -141,10 +147,10 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     set_numerics(numerics)
     dataset = load_dataset(teacher.data, options.data_dir)
     if not isinstance(dataset.views, ViewSpace):
-        raise ValueError(f"teacher is {options.teacher!r}; accepted: one whose training saw shifted and mirrored images")
+        raise ValueError(f"--teacher is {options.teacher!r}; accepted: one whose training saw shifted and mirrored images")
     num_views = dataset.views.num_views if options.num_views is None else options.num_views
     if not 1 <= num_views <= dataset.views.num_views:
-        raise ValueError(f"num_views is {num_views}; accepted: 1 to {dataset.views.num_views}")
+        raise ValueError(f"--num-views is {num_views}; accepted: 1 to {dataset.views.num_views}")
     context = RunContext(
         store=store,
         bank_dir=root,
@@ -152,7 +158,7 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     )
     predictions = teacher_predictions(student, dataset, context, device)
     if predictions is None or predictions.source != "bank":
-        raise ValueError(f"bank_dir is {root}; {predictions.fallback if predictions is not None else 'no teacher'}")
+        raise ValueError(f"--bank-dir is {root}; {predictions.fallback if predictions is not None else 'no teacher'}")
     data = dataset.to(device)
     dtype = parameter_dtype(numerics)
     for view in range(num_views):
@@ -164,10 +170,10 @@ def warm_bank(options: BankOptions, root: Path) -> None:
     predictions.flush()
     predictions.close()
     if predictions.fallback:
-        raise ValueError(f"bank_dir is {root}; {predictions.fallback}")
+        raise ValueError(f"--bank-dir is {root}; {predictions.fallback}")
     served = f"{predictions.misses} of {predictions.hits + predictions.misses} predictions were missing; all are stored"
     print(f"{served}, for students on {'a GPU' if device.type == 'cuda' else device.type.upper() + 's'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(BankOptions)))
+    run_command(lambda: main(parse(BankOptions)))

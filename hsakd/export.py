@@ -12,10 +12,12 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from hsakd.command_line import parse, run_command
 from hsakd.files import replacing
 from hsakd.models import HierarchicalNet
 from hsakd.models.checkpoints import save_weights
 from hsakd.records import TrialRecord
+from hsakd.result_folder import check_trials, read_plan
 from hsakd.store import ResultStore
 from hsakd.training.deployed import ModelCard, deployed_network
 
@@ -60,7 +62,8 @@ def find_trial(trial: str, runs: Path) -> tuple[ResultStore, TrialRecord]:
     trial_id = path.stem if path.suffix == ".parquet" else trial
     record = store.peek_trial(trial_id)
     if record is None or record.status != "complete" or not store.is_finished(record):
-        lines = [entry for entry in store.read_plan() if entry.purpose == "report" and store.trial_path(entry.trial_id).exists()]
+        check_trials("--runs" if store.root == runs else "TRIAL's folder", store.root)
+        lines = [entry for entry in read_plan(store) if entry.purpose == "report" and store.trial_path(entry.trial_id).exists()]
         known = ", ".join(f"{entry.trial_id} ({entry.method}, {entry.student}, seed {entry.seed})" for entry in lines)
         raise ValueError(f"trial is {trial!r}; accepted: a complete trial of {store.root}{': ' + known if known else ', which has none'}")
     return store, record
@@ -113,7 +116,7 @@ def write_graph(format: str, network: HierarchicalNet, card: ModelCard, folder: 
         ValueError: a missing extra, a network that the format can't express, or a graph whose logits are not the network's.
         OSError: the folder can't be written.
     """
-    graph, subject = GRAPHS[format], f"format is {format!r}"
+    graph, subject = GRAPHS[format], f"--format is {format!r}"
     missing = " and ".join(name for name in graph.packages if importlib.util.find_spec(name) is None)
     if missing:
         raise ValueError(f"{subject}, which needs {missing} (pip install 'hsakd-sweeper[{format}]'); accepted without: torch-export")
@@ -173,4 +176,4 @@ def main(options: ExportOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(ExportOptions)))
+    run_command(lambda: main(parse(ExportOptions)))

@@ -8,8 +8,9 @@ import tyro
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from hsakd.command_line import parse, refuse, run_command
+from hsakd.result_folder import check_trials, read_plan
 from hsakd.store import ResultStore
-from sweeps.cli import parse, refuse, run_command
 from sweeps.search import AGAIN, STATES, TRIAL_ID, open_storage
 from sweeps.status import read_records
 
@@ -26,7 +27,7 @@ def differences(store: ResultStore) -> list[str]:
     """Return a sentence for each study trial whose state, value or intermediate values differ from its record, or that a study lacks."""
     records, storage, found = read_records(store), open_storage(store.journal_path), []
     planned: dict[str, set[str]] = {}
-    for entry in store.read_plan():
+    for entry in read_plan(store):
         if entry.purpose == "search":
             planned.setdefault(entry.study, set()).update({entry.trial_id} & records.keys())
     summaries = optuna.get_all_study_summaries(storage)
@@ -78,6 +79,7 @@ def main() -> int:
     if not store.journal_path.exists():
         refuse(f"OUT is {options.out}; accepted: a folder with a studies.journal")
     try:
+        check_trials("OUT", options.out)
         found = differences(store)
     except ValueError as error:
         refuse(str(error))

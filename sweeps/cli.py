@@ -1,23 +1,18 @@
-"""The one parser: options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
+"""Options of a sweep, checked at the boundary. Imports neither torch nor ray, so that --help is quick."""
 
-import errno
-import io
 import math
-import os
 import re
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from hsakd.config import DETECTION_DATASET
 from hsakd.dataset_table import DATASET_TABLE, OWN_IMAGES
 from hsakd.network_table import network_table
+from hsakd.result_folder import check_trials
 from sweeps.networks import is_network, network_facts
 from sweeps.packing import parse_fractions
 from sweeps.presets import DEFAULT_METHODS, METHODS, PRESETS, SLOW_LEARNERS, SLOW_LEARNING_RATE, needs_library, needs_whole_batches
@@ -28,11 +23,8 @@ if TYPE_CHECKING:
 else:
     PresetName = Literal[tuple(PRESETS)]
 
-O = TypeVar("O")  # noqa: E741 (options)
-USAGE_ERROR = 2
-BROKEN_PIPE = 128 + 13
 MOST_TRIALS = 100_000  # of a study: a forecast counts each
-UNUSABLE_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+FIELD_OPTIONS = {"train_subset": "--train-images", "few_shot_ratio": "--ratios", "image_size": "--image-size"}
 DATASET_NAMES = tuple(sorted(DATASET_TABLE))
 STREAMED = "imagenet"  # the augmentation whose images stay in their files, and the data set that has it
 
@@ -55,22 +47,22 @@ class SweepOptions:
     methods: tuple[str, ...] = DEFAULT_METHODS
     """Table rows; beside the default ones, the comparators of Table 1 and later ones (FitNet AT AB VID ...)."""
     seeds: int | None = None
-    """Number of student seeds."""
+    """Number of student seeds; default: the preset's."""
     teacher_seeds: int = 1
     """Number of teacher seeds (the paper has one)."""
     trials: int | None = None
-    """Optuna trials per pair."""
+    """Optuna trials per pair; default: the preset's."""
     search_budget: str | None = None
     """Instead of --trials: 20 (trials) or 12x (as much as 12 full student runs; pruned trials count in part)."""
     space: Path | None = None
     """TOML file of other ranges to search, of lines such as temperature = [1, 10], kl_p = 1.0 (fixed) or placement = ["1+2", "3"]; the
     other keys are kl_q, branch_weight and learning_rate."""
     top_k: int | None = None
-    """Settings of each study that are confirmed with all seeds."""
+    """Settings of each study that are confirmed with all seeds; default: the preset's."""
     epochs: int | None = None
-    """Epochs of every training; milestones scale."""
+    """Epochs of every training, to which milestones are scaled; default: the preset's."""
     train_images: int | None = None
-    """Train on a stratified part of the training set, of so many images."""
+    """Train on a stratified part of the training set, of so many images; default: the preset's (1000 for fashion, else all)."""
     batch_size: int | None = None
     """Images of a step, before rotation; default: the preset's."""
     batch_shards: int | None = None
@@ -80,7 +72,7 @@ class SweepOptions:
     image_size: int | None = None
     """Side in pixels that images are resized to; default: the preset's, or as stored."""
     augmentation: Literal["shift", "imagenet"] | None = None
-    """Of an imagefolder: shifts and flips of images in memory, or ImageNet's resized crops of images that stay in their files."""
+    """Of an imagefolder: shifts and flips of images in memory (default), or ImageNet's resized crops of images that stay in their files."""
     padding: int | None = None
     """Pixels that random crops shift an imagefolder's images by; default: an eighth of the side."""
     flip: bool = True
@@ -94,7 +86,7 @@ class SweepOptions:
     predictions: Literal["live", "bank"] = "live"
     """Ask the teacher at each step, or keep its answers on disk."""
     bank_dir: Path | None = None
-    """Node-local folder of teacher banks."""
+    """Node-local folder of teacher banks; default: hsakd-banks in $SLURM_TMPDIR, $TMPDIR or /tmp."""
     bank_budget: float | None = None
     """Gigabytes that all banks of --bank-dir may take, open ones as if they were full; default: half of the free disk."""
     bank_dtype: Literal["float16", "float32"] = "float16"
@@ -136,7 +128,7 @@ class SweepOptions:
     initialization: Literal["he", "authors"] = "he"
     """Initial weights: one rule for all networks, or the authors' family by family."""
     address: str | None = None
-    """A running Ray cluster: auto or HOST:PORT."""
+    """A running Ray cluster: auto or HOST:PORT; default: one of this command's own."""
     dashboard: bool = False
     """Start Ray's dashboard (with a Ray that this command starts)."""
     require_gpus: bool = False
@@ -174,13 +166,13 @@ class SweepOptions:
         has_rows = bool(type(self).__dataclass_fields__["methods"].default)  # probes and detectors have none of their own
         _check("methods", "given without a row", self.methods or not has_rows, ", ".join(METHODS))
         for method in self.methods:
-            _check("methods", method, method in METHODS, ", ".join(METHODS))
+            _check_listed("methods", method, method in METHODS, ", ".join(METHODS))
             if needs_library(method) and find_spec("torchdistill") is None:
                 raise ValueError(f"--methods is {method}, which needs torchdistill: pip install '.[comparators]'")
         for pair in self.pairs:
             teacher, _, student = pair.partition("-")
             for network in (teacher, student):
-                _check("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
+                _check_listed("pairs", pair, is_network(network), f"TEACHER-STUDENT of {', '.join(network_table())}, timm/<model>")
             same_depth = network_facts(teacher).num_branches == network_facts(student).num_branches
             _check("pairs", pair, same_depth, "networks with equally many branches")
         self._check_space()
@@ -190,7 +182,12 @@ class SweepOptions:
             _check("dataset", self.dataset, self.dataset in known, ", ".join(known))
         is_own = self.dataset == OWN_IMAGES
         _check("data_dir", self.data_dir, not is_own or self.data_dir is not None, f"a folder of images, with --dataset {OWN_IMAGES}")
-        _check("image_size", self.image_size, self.image_size is None or self.image_size >= 8, "8 or more pixels")
+        _check(
+            "image_size",
+            self.image_size,
+            self.image_size is None or self.image_size >= self.least_side(),
+            f"{self.least_side()} or more pixels",
+        )
         is_shifted = is_own and self.augmentation != STREAMED
         _check(
             "padding", self.padding, self.padding is None or (is_shifted and self.padding >= 0), f"0 or more, with --dataset {OWN_IMAGES}"
@@ -202,7 +199,11 @@ class SweepOptions:
         if is_own and self.data_dir is not None:
             from hsakd.image_folder import scan_image_folder  # PIL is for those who need it
 
-            scan_image_folder(self.data_dir.resolve()).resolved_size(self.image_size)
+            found = scan_image_folder(self.data_dir.resolve())
+            try:
+                found.resolved_size(self.image_size)
+            except ValueError as error:
+                raise ValueError(in_options(error)) from error
         _check(
             "no_flip", "given", self.flip or is_shifted, f"with --dataset {OWN_IMAGES} only; other data sets have their own augmentation"
         )
@@ -214,7 +215,10 @@ class SweepOptions:
         )
         parse_fractions(self.gpu_fraction)
         parse_time(self.time_limit)
+        check_trials("--out", self.out)
         source = self.teachers_from
+        if source is not None:
+            check_trials("--teachers-from", source)
         _check("teachers_from", str(source), source is None or (source / "trials").is_dir(), "the result folder of a sweep")
         is_other = source is None or source.resolve() != self.out.resolve()
         _check("teachers_from", str(source), is_other, "another folder than --out")
@@ -231,6 +235,10 @@ class SweepOptions:
     def dataset_names(self) -> tuple[str, ...]:
         """Return what --dataset accepts."""
         return DATASET_NAMES
+
+    def least_side(self) -> int:
+        """Return the least side in pixels that --image-size accepts."""
+        return 8
 
     def search_space(self) -> SearchSpace:
         """Return what the searches vary; raises ValueError where --space can't be used."""
@@ -263,8 +271,11 @@ class SweepOptions:
         space, preset = self.search_space(), PRESETS[self.preset]
         for pair in self.pairs or preset.pairs:
             student = pair.partition("-")[2]
-            space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
-            space.placements(network_facts(student).num_branches)
+            try:
+                space.check_learning_rate(SLOW_LEARNING_RATE if student in SLOW_LEARNERS else preset.optim.learning_rate, student)
+                space.placements(network_facts(student).num_branches)
+            except ValueError as error:
+                raise ValueError(f"--space {self.space}: {error}") from error
 
 
 Study = Literal["loss-terms", "aux-placement", "temperature", "loss-weights", "few-shot", "rotations"]
@@ -325,6 +336,14 @@ class TransferOptions(SweepOptions):
 
     students: tuple[str, ...] = ()
     """Table rows whose students are probed; default: all of the folder's."""
+    pairs: tuple[str, ...] = ()
+    """TEACHER-STUDENT names whose students are probed; default: all of the folder's."""
+    epochs: int | None = None
+    """Epochs of every training, 100 by default; milestones scale."""
+    dataset: str | None = None
+    """The data set to transfer to (required); imagefolder: your own images, in train/CLASS/ and val/CLASS/ of --data-dir."""
+    image_size: int | None = None
+    """Side in pixels that crops are resized to; default: that of the student's own images."""
     preset: tyro.conf.Fixed[PresetName] = "paper"
     teacher_weights: tyro.conf.Fixed[Path | None] = None
     methods: tyro.conf.Fixed[tuple[str, ...]] = ()
@@ -374,6 +393,8 @@ class DetectionOptions(TransferOptions):
 
     students: tuple[str, ...] = ()
     """Table rows whose students are detectors' backbones; default: all of the folder's."""
+    pairs: tuple[str, ...] = ()
+    """TEACHER-STUDENT names whose students are detectors' backbones; default: all of the folder's."""
     epochs: int | None = None
     """Epochs of every training, 12 by default; the milestone scales."""
     batch_size: int = 16
@@ -389,12 +410,15 @@ class DetectionOptions(TransferOptions):
         if find_spec("pycocotools") is None:
             raise ValueError("detection needs pycocotools: pip install '.[detection]'")
         TransferOptions.__post_init__(self)
-        _check("image_size", self.image_size, self.image_size >= 32, "32 or more pixels")
         _check("trainable_layers", self.trainable_layers, 0 <= self.trainable_layers <= 5, "0 to 5")
 
     def dataset_names(self) -> tuple[str, ...]:
         """Return what detectors are trained on."""
         return (DETECTION_DATASET,)
+
+    def least_side(self) -> int:
+        """Return the least shorter side: a pixel of a backbone's last stage."""
+        return 32
 
 
 def parse_time(text: str | None) -> float | None:
@@ -413,68 +437,19 @@ def parse_time(text: str | None) -> float | None:
     return total
 
 
+def in_options(error: Exception) -> str:
+    """Return what a configuration or the data sets refuse, in the words of the option that sets the field."""
+    sentence = str(error.args[0])
+    name, _, rest = sentence.partition(" ")
+    return f"{FIELD_OPTIONS[name]} {rest}" if name in FIELD_OPTIONS else sentence
+
+
 def _check(name: str, value: object, is_accepted: object, accepted: str) -> None:
     if not is_accepted:
         raise ValueError(f"--{name.replace('_', '-')} is {value}; accepted: {accepted}")
 
 
-def parse(options: type[O], arguments: Sequence[str] | None = None) -> O:
-    """Parse the command line into the dataclass `options`; bad input is one sentence on stderr and exit status 2.
-
-    tyro would draw boxes around what the dataclass refuses; so it fills a twin that refuses nothing.
-    """
-    twin = type(
-        options.__name__, (options,), {"__post_init__": lambda _: None, "__doc__": options.__doc__, "__module__": options.__module__}
-    )
-    box = io.StringIO()
-    try:
-        with redirect_stderr(box):
-            given: Any = tyro.cli(twin, args=arguments, config=(tyro.conf.SuppressFixed,))
-    except SystemExit as end:
-        if end.code:
-            refuse(_sentence(box.getvalue()))
-        raise
-    try:
-        return options(**{item.name: getattr(given, item.name) for item in fields(options)})  # type: ignore[arg-type]
-    except (ValueError, KeyError) as error:
-        refuse(str(error.args[0]) if error.args else str(error))
-    except OSError as error:
-        refuse_path(error)
-
-
-def _sentence(box: str) -> str:
-    """Return in one line what tyro says in a box, above its rule; of a number that is none, in our words."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((index for index, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    text = " ".join(filter(None, lines[:rule])) or box.strip()
-    number = re.match(r"Error parsing (--\S+): .*?\b(int|float)\b.*?'([^']*)'", text, re.IGNORECASE)
-    if number is None:
-        return f"{text} (see --help)"
-    name, kind, value = number.groups()
-    return f"{name} is {value}; accepted: a {'whole ' if kind.lower() == 'int' else ''}number"
-
-
-def refuse(sentence: str) -> NoReturn:
-    """End the command: bad input."""
-    print(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(USAGE_ERROR)
-
-
-def refuse_path(error: OSError) -> NoReturn:
-    """End the command where a path that was given can't be used; raises what is no fault of a path's."""
-    if error.errno not in UNUSABLE_PATH or error.filename is None:
-        raise error
-    refuse(f"{error.filename} can't be used ({error.strerror}); accepted: a path that can be read")
-
-
-def run_command(main: Callable[[], int]) -> NoReturn:
-    """End the process with the command's status; 141, as shells say of SIGPIPE, once nobody reads what it prints (`| head`)."""
-    try:
-        status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = BROKEN_PIPE
-    except OSError as error:
-        refuse_path(error)
-    raise SystemExit(status)
+def _check_listed(name: str, value: object, is_accepted: object, accepted: str) -> None:
+    """Check one value of several: whoever separates them otherwise than by blanks is told so."""
+    if not is_accepted:
+        raise ValueError(f"--{name} is {value}; accepted, separated by blanks: {accepted}")

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from hsakd.config import DETECTION_DATASET, DETECTOR_BACKBONES, DataConfig, DetectionConfig, OptimConfig, TrialConfig
 from hsakd.records import PlanEntry
+from hsakd.result_folder import read_plan
 from hsakd.store import ResultStore
 from sweeps.cli import DetectionOptions
 from sweeps.presets import with_epochs
@@ -45,7 +46,7 @@ def detection_work(options: DetectionOptions) -> list[tuple[PlanEntry, TrialConf
     Raises:
         ValueError: the folder has no plan, no complete student, or none that torchvision has.
     """
-    complete = complete_students(options, ResultStore(options.out).read_plan())
+    complete = complete_students(options, read_plan(ResultStore(options.out)))
     usable = [entry for entry in complete if entry.student in DETECTOR_BACKBONES]
     if not usable:
         names = ", ".join(sorted({entry.student for entry in complete}))

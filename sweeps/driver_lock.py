@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hsakd.command_line import refuse
 from hsakd.store import ResultStore
-from sweeps.cli import refuse
 from sweeps.status import describe_driver
 
 LOCK_FILE = "driver.lock"

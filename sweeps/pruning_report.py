@@ -15,9 +15,10 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
+from hsakd.command_line import parse, refuse, run_command
 from hsakd.records import EpochMetrics, PruningRow, TrialRecord
+from hsakd.result_folder import check_trials
 from hsakd.store import OtherVersion, ResultStore, write_rows
-from sweeps.cli import parse, refuse, run_command
 from sweeps.search import PROTECTED, TRIAL_ID, make_pruner, open_storage
 
 REPLAYED = ("median", "hyperband")
@@ -176,6 +177,7 @@ def main() -> int:
     if not store.journal_path.exists():
         refuse(f"OUT is {options.out}; accepted: a folder with a studies.journal")
     try:
+        check_trials("OUT", options.out)
         storage = open_storage(store.journal_path)
     except ValueError as error:
         refuse(str(error))

@@ -1,7 +1,8 @@
 """`python sweeps/run_ablation.py --study loss-terms`: the ablation studies, on the same engine as the main command."""
 
+from hsakd.command_line import parse, run_command
 from sweeps.ablations import ablation_work
-from sweeps.cli import AblationOptions, parse, run_command
+from sweeps.cli import AblationOptions
 from sweeps.run_pairs import run_work
 
 

@@ -1,6 +1,7 @@
 """`python sweeps/run_detection.py --out RUNS --data-dir VOC`: detectors on a sweep's students, on the main command's engine."""
 
-from sweeps.cli import DetectionOptions, parse, run_command
+from hsakd.command_line import parse, run_command
+from sweeps.cli import DetectionOptions
 from sweeps.detection import detection_work
 from sweeps.run_pairs import run_work
 

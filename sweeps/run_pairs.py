@@ -13,12 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from hsakd.command_line import INTERRUPTED, parse, refuse, run_command
 from hsakd.config import TrialConfig
 from hsakd.files import FULL_DISK
 from hsakd.records import PlanEntry, TrialRecord
 from hsakd.store import DamagedFile, ResultStore
-from sweeps.cli import STREAMED, SweepOptions, parse, parse_time, refuse, run_command
+from sweeps.cli import STREAMED, SweepOptions, in_options, parse_time
 from sweeps.cost import CostModel, cost_of
+from sweeps.data_parts import check_parts
 from sweeps.driver_lock import driver_lock
 from sweeps.forecast import Forecast, forecast, packed_seconds, read_done, read_searched, read_shared, searched_trials, unique_trials
 from sweeps.live import SweepView, put
@@ -27,11 +29,10 @@ from sweeps.plan_lines import lines_to_keep, rows_that_leave
 from sweeps.presets import PRESETS, TUNED
 from sweeps.schedule import Schedule, WorkLines
 from sweeps.teacher_files import describe_files, doubt, import_files, teacher_files
-from sweeps.wording import counted, reason_of
+from sweeps.wording import counted, pair_of, reason_of, row_of
 from sweeps.worklist import TrialFactory, known_work, num_search_trials
 
 WorkOptions = TypeVar("WorkOptions", bound=SweepOptions)
-INTERRUPTED = 130
 BLOCKED = 3
 GPU_LOADER_WORKERS = 4  # a guess: nothing here has been run on a GPU
 DEFAULT_RUN = "hsakd.training.trial:run_trial"
@@ -44,14 +45,15 @@ def print_plan(options: SweepOptions, lines: WorkLines) -> None:
     packing = packing_of(options)
     done = read_done(ResultStore(options.out), trials, cost)
     shared = read_shared(options, trials, done)
-    print(f"{'trial':16s}  {'purpose':8s} {'method':10s} {'pair':28s} {'seed':>4s}  {'multiply-adds':>13s} {'hours':>7s}  state")
+    rows = [("trial", "pair", "row", "seed", "multiply-adds", "hours", "state")]
     for entry, config in lines:
         state = "done" if entry.trial_id in done else "shared" if entry.trial_id in shared else "to do"
-        name, hours = f"{entry.teacher}-{entry.student}", packed_seconds(config, options, cost, packing) / 3600
-        print(
-            f"{entry.trial_id}  {entry.purpose:8s} {entry.method:10s} {name:28s} {entry.seed:4d}  "
-            f"{cost_of(config):13.3g} {hours:7.2f}  {state}"
-        )
+        hours = packed_seconds(config, options, cost, packing) / 3600
+        rows.append((entry.trial_id, pair_of(entry), row_of(entry), str(entry.seed), f"{cost_of(config):.3g}", f"{hours:.2f}", state))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, "<<<>>><", widths, strict=True)
+        print("  ".join(f"{cell:{side}{width}}" for cell, side, width in cells).rstrip())
     if TUNED in options.methods:
         print(
             f"and per pair: {num_search_trials(options)} search trials, their confirmation and the winner: "
@@ -118,8 +120,10 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
     try:
         print("".join(f"{line}\n" for line in describe_files(options)), end="")
         lines = work(options)
+        for data in dict.fromkeys(config.data for _, config in lines):
+            check_parts(data)
     except (ValueError, KeyError) as error:
-        refuse(str(error.args[0]))
+        refuse(in_options(error))
     except OSError as error:
         refuse(str(error))
     if options.dry_run:
@@ -127,7 +131,7 @@ def run_work(options: WorkOptions, work: Callable[[WorkOptions], WorkLines]) -> 
             check_studies(options, lines)
             print_plan(options, lines)
         except (ValueError, KeyError) as error:
-            refuse(str(error.args[0]))
+            refuse(in_options(error))
         return 0
     out = options.out.resolve()
     with driver_lock(out):
@@ -194,7 +198,7 @@ def run_locked(options: SweepOptions, store: ResultStore, lines: WorkLines, star
         import_files(teacher_files(options).values(), store)
         schedule = Schedule(options, store, finished, lines=lines, kept=kept)
     except (ValueError, KeyError) as error:
-        refuse(str(error.args[0]))
+        refuse(in_options(error))
     except OSError as error:
         if error.errno in FULL_DISK:
             put(f"--out can't be written ({reason_of(error)}): nothing was started; make room, then go on with: {same_command()}")

@@ -1,6 +1,7 @@
 """`python sweeps/run_transfer.py --out RUNS --dataset stl10`: linear probes of a sweep's students, on the main command's engine."""
 
-from sweeps.cli import TransferOptions, parse, run_command
+from hsakd.command_line import parse, run_command
+from sweeps.cli import TransferOptions
 from sweeps.run_pairs import run_work
 from sweeps.transfer import transfer_work
 

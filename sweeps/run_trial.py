@@ -9,10 +9,11 @@ from typing import Literal
 
 import tyro
 
+from hsakd.command_line import parse, refuse, run_command
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
+from hsakd.result_folder import check_trials, read_plan
 from hsakd.store import ResultStore
-from sweeps.cli import parse, refuse, run_command
 from sweeps.driver_lock import driver_lock
 
 
@@ -42,6 +43,9 @@ class TrialOptions:
             raise ValueError(f"--threads is {self.threads}; accepted: 1 or more")
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out is {self.out}; accepted: a folder")
+        for name, folder in (("--out", self.out), ("--runs", self.runs)):
+            if folder is not None:
+                check_trials(name, folder)
 
 
 def find_config(trial: str, runs: ResultStore) -> TrialConfig:
@@ -55,7 +59,7 @@ def find_config(trial: str, runs: ResultStore) -> TrialConfig:
     record = runs.peek_trial(trial)
     if record is not None:
         return record.config
-    entry = next((entry for entry in runs.read_plan() if entry.trial_id == trial), None)
+    entry = next((entry for entry in read_plan(runs) if entry.trial_id == trial), None)
     if entry is None:
         raise ValueError(f"trial is {trial!r}; accepted: a trial id of {runs.root}, or a JSON file")
     return TrialConfig.from_json(entry.config_json)

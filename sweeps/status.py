@@ -11,10 +11,11 @@ from pathlib import Path
 
 import tyro
 
+from hsakd.command_line import parse, refuse, run_command
 from hsakd.config import TrialConfig
 from hsakd.records import PlanEntry, TrialRecord
+from hsakd.result_folder import check_trials, read_plan
 from hsakd.store import OtherVersion, ResultStore
-from sweeps.cli import parse, refuse, run_command
 from sweeps.cost import CostModel
 from sweeps.wording import counted, judged, pair_of, row_of
 
@@ -128,7 +129,7 @@ def printable(text: str) -> str:
 
 def describe(store: ResultStore) -> tuple[str, bool]:
     """Return the status text and whether every planned trial has ended well."""
-    plan, records, progress = store.read_plan(), read_records(store), read_progress(store)
+    plan, records, progress = read_plan(store), read_records(store), read_progress(store)
     lines = [*_table(plan, records, progress), _spent(records), *_driver(plan, progress)]
     if unread := len(store.trial_ids()) - len(records):
         lines.append(f"{counted(unread, 'record')} not counted, as this code can't read it (damaged, or of other code)")
@@ -212,20 +213,23 @@ def main() -> int:
     store = ResultStore(options.out)
     if not store.plan_path.exists():
         refuse(f"OUT is {options.out}; accepted: a folder that a sweep has written (it has a plan.parquet)")
-    while True:
-        try:
-            text, is_complete = describe(store)
-        except ValueError as error:
-            refuse(str(error))
-        print(text, flush=True)
-        if is_complete or not options.watch:
-            return 0 if is_complete else 1
-        time.sleep(options.every)
-        print()
+    try:
+        while True:
+            try:
+                check_trials("OUT", options.out)
+                text, is_complete = describe(store)
+            except ValueError as error:
+                refuse(str(error))
+            print(text, flush=True)
+            if is_complete or not options.watch:
+                return 0 if is_complete else 1
+            time.sleep(options.every)
+            print()
+    except KeyboardInterrupt:
+        if not options.watch:  # of which it is the way out
+            raise
+        return 1
 
 
 if __name__ == "__main__":
-    try:
-        run_command(main)
-    except KeyboardInterrupt:  # the way out of --watch
-        raise SystemExit(1) from None
+    run_command(main)

@@ -1,16 +1,19 @@
 """Linear probes as data: the frozen backbone of every finished student of a sweep, with a new linear layer on another data set."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from hsakd.config import OptimConfig, TrialConfig
 from hsakd.dataset_table import OWN_IMAGES, stored_size
 from hsakd.image_folder import scan_image_folder
 from hsakd.records import PlanEntry
+from hsakd.result_folder import read_plan
 from hsakd.store import ResultStore
 from sweeps.cli import TransferOptions
 from sweeps.presets import with_epochs
+from sweeps.wording import pair_of
 from sweeps.worklist import data_of
 
 STUDY = "transfer"
@@ -34,25 +37,23 @@ def transfer_work(options: TransferOptions) -> list[tuple[PlanEntry, TrialConfig
     """
     _check_own_images(options)
     lines = []
-    for entry in complete_students(options, ResultStore(options.out).read_plan()):
+    for entry in complete_students(options, read_plan(ResultStore(options.out))):
         probe = probe_of(TrialConfig.from_json(entry.config_json), options)
         lines.append((replace(entry, trial_id=probe.trial_id, study=STUDY, config_json=probe.to_json()), probe))
     return lines
 
 
 def complete_students(options: TransferOptions, plan: Sequence[PlanEntry]) -> list[PlanEntry]:
-    """Return the plan lines of the reported students that are complete, of the rows and pairs asked for; raises ValueError if none is."""
+    """Return the plan lines of the reported students that are complete, of the rows and pairs asked for.
+
+    Raises:
+        ValueError: none is, or the folder has no such row or pair.
+    """
     store = ResultStore(options.out)
-    pairs = {name.partition("-")[::2] for name in options.pairs}
-    chosen = [
-        entry
-        for entry in plan
-        if entry.purpose == "report"
-        and not entry.study
-        and entry.trial_id
-        and (not options.students or entry.method in options.students)
-        and (not pairs or (entry.teacher, entry.student) in pairs)
-    ]
+    reported = [entry for entry in plan if entry.purpose == "report" and not entry.study]
+    of_pairs = _chosen("pairs", options.pairs, reported, pair_of, options.out)
+    of_rows = _chosen("students", options.students, of_pairs, lambda entry: entry.method, options.out)
+    chosen = [entry for entry in of_rows if entry.trial_id]
     records = {entry.trial_id: store.peek_trial(entry.trial_id) for entry in chosen}  # the work-list is also read by --dry-run
     complete = [e for e in chosen if (record := records[e.trial_id]) and record.status == "complete" and store.is_finished(record)]
     if not complete:
@@ -60,6 +61,15 @@ def complete_students(options: TransferOptions, plan: Sequence[PlanEntry]) -> li
     if len(complete) < len(chosen):
         print(f"{len(chosen) - len(complete)} of {len(chosen)} students are not complete and are left out", file=sys.stderr)
     return complete
+
+
+def _chosen(option: str, names: Sequence[str], entries: list[PlanEntry], name_of: Callable[[PlanEntry], str], out: Path) -> list[PlanEntry]:
+    """Return the lines that an option names, all if it names none; raises ValueError where one name is no line's."""
+    known = dict.fromkeys(map(name_of, entries))
+    for name in names:
+        if known and name not in known:
+            raise ValueError(f"--{option} is {name}; accepted for {out}, separated by blanks: {', '.join(known)}")
+    return [entry for entry in entries if not names or name_of(entry) in names]
 
 
 def _check_own_images(options: TransferOptions) -> None:

@@ -116,7 +116,7 @@ def test_a_network_that_a_runtime_has_no_kernels_for_is_a_sentence(tmp_path: Pat
     options = ExportOptions(trial=config.trial_id, runs=tmp_path, out=tmp_path / "model", format="onnx")
     assert main(options) == 2
     error = capsys.readouterr().err
-    assert re.fullmatch(r"error: format is 'onnx', which fails for a float64 resnet8_half \(.+\); accepted: safetensors\n", error)
+    assert re.fullmatch(r"error: --format is 'onnx', which fails for a float64 resnet8_half \(.+\); accepted: safetensors\n", error)
     assert list((tmp_path / "model").iterdir()) == []
     assert main(replace(options, format="torch-export")) == 0
 

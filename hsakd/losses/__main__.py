@@ -1,5 +1,6 @@
 """`python -m hsakd.losses` lists every loss term and what it reads; `--write-table` writes the torch-free table of facts."""
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
+from hsakd.command_line import run_command
 from hsakd.losses import LOSS_TERMS
 from hsakd.losses.objective import AUTHORS_EPOCHS
 from hsakd.term_table import TABLE_FILE, TermFacts
@@ -28,18 +30,23 @@ def registered_facts() -> dict[str, TermFacts]:
     }
 
 
-def main() -> None:
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python -m hsakd.losses", description="List every loss term and what it reads.")
+    parser.add_argument("--write-table", action="store_true", help=f"write {TABLE_FILE.name}, the torch-free table of facts, instead")
+    writes_table = parser.parse_args().write_table
     facts = registered_facts()
-    if "--write-table" in sys.argv[1:]:
+    if writes_table:
         TABLE_FILE.write_text(json.dumps({name: asdict(row) for name, row in facts.items()}, indent=1) + "\n")
-        return
+        return 0
     table = Table("term", "rotated images", "branches", "teacher's branches", "features", "needs", "pre-training")
     for name, row in facts.items():
         reads = (row.is_rotated, row.reads_branches, row.reads_teacher_branches, row.reads_features)
         share = f"{row.pretraining_share:.0%} of the epochs" if row.pretraining_share else "-"
         table.add_row(name, *("yes" if answer else "-" for answer in reads), row.library or "-", share)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,13 +1,13 @@
-"""The engine's own cost with real Ray: no-op trials at 4 slots. `python tests/benchmarks/overhead.py [TRIALS [fresh]]`.
+"""The engine's own cost with real Ray: no-op trials at 4 slots. `python tests/benchmarks/overhead.py [TRIALS] [--fresh]`.
 
 Driver CPU time per trial and per report, the driver's memory growth, the growth of Ray's temporary folder, and seconds per trial in
-reused workers; `fresh` gives each trial a process of its own, as sweeps other than the digits preset do.
+reused workers; `--fresh` gives each trial a process of its own, as sweeps other than the digits preset do.
 """
 
+import argparse
 import json
 import os
 import resource
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -89,8 +89,11 @@ def measure(num_trials: int, num_reports: int, *, reuses_workers: bool) -> dict[
 
 
 def main() -> None:
-    num_trials = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    reuses_workers = "fresh" not in sys.argv
+    parser = argparse.ArgumentParser(description="The engine's own cost with real Ray: no-op trials at 4 slots.")
+    parser.add_argument("trials", nargs="?", type=int, default=500, metavar="TRIALS", help="default: 500")
+    parser.add_argument("--fresh", action="store_true", help="a process of its own for each trial")
+    options = parser.parse_args()
+    num_trials, reuses_workers = options.trials, not options.fresh
     few = measure(num_trials, 1, reuses_workers=reuses_workers)
     print("one report a trial", json.dumps({key: round(value, 4) for key, value in few.items()}), flush=True)
     many = measure(num_trials // 4, REPORTS, reuses_workers=reuses_workers)

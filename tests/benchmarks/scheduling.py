@@ -1,5 +1,6 @@
 """The paper's full plan on 16 slots under a virtual clock: `python tests/benchmarks/scheduling.py`. The schedule is the engine's own."""
 
+import argparse
 import heapq
 import json
 import random
@@ -78,6 +79,7 @@ def critical_path(schedule: Schedule, spent: dict[str, float]) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="The paper's full plan on 16 slots under a virtual clock.").parse_args()
     results = {}
     for name, spread in (("exact", 0.0), ("plus_minus_30_percent", 0.3)):
         chance = random.Random(0)

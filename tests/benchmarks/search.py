@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from hsakd.command_line import parse
 from hsakd.config import DataConfig, NumericsConfig, ObjectiveConfig, OptimConfig, TrialConfig
 from hsakd.data.batches import epoch_stream, gather_batch
 from hsakd.data.datasets import load_dataset
@@ -22,7 +23,6 @@ from hsakd.store import ResultStore
 from hsakd.training.evaluate import evaluate
 from hsakd.training.step import make_optimizer
 from hsakd.training.trial import RunContext, run_trial
-from sweeps.cli import parse
 from tests.benchmarks.reference import reference_losses
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import torch
 
+from hsakd.command_line import parse
 from hsakd.config import NumericsConfig, ObjectiveConfig, OptimConfig
 from hsakd.data.batches import gather_batch
 from hsakd.data.datasets import Dataset
@@ -29,7 +30,6 @@ from hsakd.network_table import network_table
 from hsakd.training.bank import open_predictions
 from hsakd.training.predictions import Predictions, TeacherPredictions, prefers_channels_last
 from hsakd.training.step import RunningLosses, make_optimizer, training_step
-from sweeps.cli import parse
 from sweeps.presets import PAPER_PAIRS
 from tests.benchmarks.reference import reference_losses
 

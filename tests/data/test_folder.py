@@ -49,7 +49,7 @@ def test_images_of_any_size_and_mode_become_squares_of_the_size_asked_for(tmp_pa
             (tmp_path / part / name / "deeper").mkdir(parents=True, exist_ok=True)
             Image.new("RGB", size, (10 * number, 200, 30)).convert(mode).save(tmp_path / part / name / "deeper" / f"{number}.png")
             (tmp_path / part / name / "notes.txt").write_text("not an image")
-    with pytest.raises(ValueError, match=r"image_size is None; accepted: a side in pixels, since the images in .* are not squares"):
+    with pytest.raises(ValueError, match=r"^--image-size is None; accepted: a side in pixels, since the images in .* are not squares"):
         data_of(tmp_path)
     config = data_of(tmp_path, image_size=24, padding=1, flip=False)
     data = load_dataset(config, tmp_path)

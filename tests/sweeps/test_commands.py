@@ -30,6 +30,7 @@ def command(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     [
         (("--pairs", "wrn_40_2-nothing"), "nothing"),
         (("--methods", "Magic"), "Magic"),
+        (("--methods", "Student,KD"), "--methods is Student,KD; accepted, separated by blanks: Student, KD, HSAKD, "),
         (("--dataset", "mnist"), "mnist"),
         (("--preset", "huge"), "huge"),
         (("--gpus", "-1"), "--gpus is -1; accepted: 0 (CPU) or more"),
@@ -102,8 +103,8 @@ def test_help_and_plans_import_neither_torch_nor_ray() -> None:
 
 def test_a_new_preset_is_accepted_by_the_parser(tmp_path: Path) -> None:
     code = (
-        "from sweeps.presets import PRESETS; PRESETS['mine'] = PRESETS['digits']; from sweeps.cli import SweepOptions, parse; "
-        f"print(parse(SweepOptions, ['--preset', 'mine', '--out', {str(tmp_path / 'out')!r}]).preset)"
+        "from sweeps.presets import PRESETS; PRESETS['mine'] = PRESETS['digits']; from sweeps.cli import SweepOptions; "
+        f"from hsakd.command_line import parse; print(parse(SweepOptions, ['--preset', 'mine', '--out', {str(tmp_path / 'out')!r}]).preset)"
     )
     result = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert result.stdout == "mine\n", result.stderr
@@ -181,3 +182,23 @@ def test_a_refused_command_leaves_folders_as_they_were(tmp_path: Path, is_there:
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
     assert "/nowhere" in result.stderr
     assert list(tmp_path.rglob("*")) == ([out.parent, out] if is_there else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "rows"),
+    [
+        ("run_pairs.py", ("--methods", "KD", "HSSAKD (online)"), {"backbone", "KD", "HSSAKD (online)"}),
+        ("run_ablation.py", ("--study", "loss-terms", "few-shot"), {"Teacher*", "loss-terms: task+kl_q+kl_p+ce_q", "few-shot: KD 25%"}),
+    ],
+)
+def test_a_dry_runs_columns_stay_below_their_heads_and_name_the_study(name: str, more: tuple[str, ...], rows: set[str]) -> None:
+    pair = "resnet34_imagenet-resnet18_imagenet"
+    result = command(name, "--preset", "digits", "--pairs", pair, "--seeds", "1", "--out", "new", "--dry-run", *more)
+    assert result.returncode == 0, result.stderr
+    head, *lines = [line for line in result.stdout.splitlines() if line.endswith(("state", "to do"))]
+    assert head.split() == ["trial", "pair", "row", "seed", "multiply-adds", "hours", "state"]
+    for line in lines:
+        assert line[head.index("pair") : head.index("row")].strip() == pair
+        assert line[head.index("state") :] == "to do"
+        assert all(line[head.index(column) + len(column)] == " " for column in ("seed", "multiply-adds", "hours"))
+    assert rows <= {line[head.index("row") :].partition("  ")[0] for line in lines}

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hsakd.command_line import parse
 from hsakd.config import NumericsConfig, TrialConfig
-from sweeps.cli import SweepOptions, parse
+from sweeps.cli import SweepOptions
 from sweeps.worklist import known_work
 
 ARGUMENTS = ("--preset", "digits")

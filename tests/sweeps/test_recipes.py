@@ -16,8 +16,9 @@ import jsonschema
 import pytest
 import yaml
 
+from hsakd.command_line import parse
 from hsakd.store import ResultStore
-from sweeps.cli import SweepOptions, parse
+from sweeps.cli import SweepOptions
 from sweeps.status import read_progress
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hsakd.command_line import parse
 from hsakd.config import TrialConfig
 from hsakd.records import EpochMetrics, TrialRecord
 from hsakd.store import ResultStore
-from sweeps.cli import SweepOptions, parse
+from sweeps.cli import SweepOptions
 from sweeps.schedule import Schedule
 from sweeps.search import PairSearch, make_pruner, open_storage
 from sweeps.space import SearchBudget, SearchSpace, placements, read_space
@@ -111,8 +112,9 @@ def test_trial_zero_of_a_wide_space_is_the_same_training_as_the_papers_setting(t
     ],
 )
 def test_a_bad_space_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        SweepOptions(out=tmp_path / "out", preset="digits", pairs=(PAIR.name,), space=space_file(tmp_path, text))
+    file = space_file(tmp_path, text)
+    with pytest.raises(ValueError, match=rf"^--space (is )?{re.escape(str(file))}.*{sentence}"):
+        SweepOptions(out=tmp_path / "out", preset="digits", pairs=(PAIR.name,), space=file)
 
 
 def test_the_command_refuses_a_bad_space_and_a_bad_budget_with_status_2(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The work-list of linear probes: what is asked for, and what stays of earlier commands."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,3 +45,22 @@ def test_probes_of_other_rows_and_data_sets_stay_in_the_plan_and_are_not_trained
     damaged.write_bytes(b"cut")
     assert len(transfer_work(TransferOptions(out=tmp_path, dataset="stl10"))) == 2 * num_pairs - 1
     assert damaged.exists()  # the work-list is made for --dry-run, too, and beside a running driver
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"students": ("KD", "Foo")}, "--students is Foo; accepted for {out}, separated by blanks: KD, HSAKD"),
+        ({"students": ("KD,HSAKD",)}, "--students is KD,HSAKD; accepted for {out}, separated by blanks: KD, HSAKD"),
+        (
+            {"pairs": ("resnet20-resnet8",)},
+            "--pairs is resnet20-resnet8; accepted for {out}, separated by blanks: resnet14-resnet8_half, wrn_16_1-resnet8_half",
+        ),
+        ({"students": ("HSAKD",)}, "--out is {out}; accepted: a sweep's folder with finished students (of 2 planned, 0 are)"),
+    ],
+)
+def test_students_and_pairs_that_the_plan_does_not_have_are_named(more: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    plan = known_work(SweepOptions(out=tmp_path, preset="digits", methods=("KD", "HSAKD"), seeds=1))
+    ResultStore(tmp_path).write_plan([entry for entry, _ in plan])
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence.format(out=tmp_path))}$"):
+        transfer_work(TransferOptions(out=tmp_path, dataset="stl10", **more))

@@ -452,10 +452,12 @@ def test_banks_are_inspected_and_deleted_from_the_command_line(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("delete --bank all", r"bank_dir is .*nowhere; accepted: a folder with banks in it"),
-        ("warm --teacher x", r"teacher is 'x'; accepted: the id of a finished trial in runs"),
-        ("warm --teacher x --threads 0", r"threads is 0; accepted: 1 or more"),
-        ("warm --teacher x --batch-size 0", r"batch_size is 0; accepted: 1 or more"),
+        ("delete --bank all", r"--bank-dir is .*nowhere; accepted: a folder with banks in it"),
+        ("warm --teacher x", r"--teacher is 'x'; accepted: the id of a finished trial in runs"),
+        ("warm --teacher x --threads 0", r"--threads is 0; accepted: 1 or more"),
+        ("warm --teacher x --batch-size 0", r"--batch-size is 0; accepted: 1 or more"),
+        ("warm --teacher x --bank-budget nan", r"--bank-budget is nan; accepted: gigabytes, 0 or more"),
+        ("warm --teacher x --bank-budget inf", r"--bank-budget is inf; accepted: gigabytes, 0 or more"),
         ("warm --teacher x --device cuda:99", r"--device is cuda:99; accepted: cpu, or a GPU"),
         ("warm --teacher x --device abacus", r"--device is abacus; accepted: cpu, or a GPU"),
     ],

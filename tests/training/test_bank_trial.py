@@ -117,8 +117,8 @@ def test_a_warmed_bank_leaves_no_misses(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(tmp_path, tmp_path / "banks", replace(STUDENT, numerics=numerics)).bank_misses == 0
     capsys.readouterr()
     for changes, sentence in (
-        ({"num_views": 10}, "num_views is 10; accepted: 1 to 9"),
-        ({"num_views": 0}, "num_views is 0; accepted: 1 to 9"),
+        ({"num_views": 10}, "--num-views is 10; accepted: 1 to 9"),
+        ({"num_views": 0}, "--num-views is 0; accepted: 1 to 9"),
         ({"bank_budget": 1e-6}, "the bank needs 0.000608 GB, the budget is 1e-06 GB"),
     ):
         assert banks_main(replace(warm, **changes)) == 2
@@ -155,7 +155,7 @@ def test_a_bank_that_could_not_be_written_to_the_disk_is_not_called_stored(
     assert banks_main(BankOptions(command="warm", bank_dir=tmp_path / "banks", out=tmp_path, teacher=TEACHER.trial_id, num_views=1)) == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err == f"error: bank_dir is {tmp_path / 'banks'}; bank filling stopped: Input/output error\n"
+    assert told.err == f"error: --bank-dir is {tmp_path / 'banks'}; bank filling stopped: Input/output error\n"
 
 
 def test_the_bank_of_kds_teacher_is_warmed_with_what_kd_asks(tmp_path: Path) -> None:

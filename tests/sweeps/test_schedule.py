@@ -207,9 +207,9 @@ def test_the_papers_plan_trains_each_distinct_teacher_once(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"pairs": ("resnet14-resnet9",)}, "--pairs is resnet14-resnet9; accepted: TEACHER-STUDENT of"),
+        ({"pairs": ("resnet14-resnet9",)}, "--pairs is resnet14-resnet9; accepted, separated by blanks: TEACHER-STUDENT of"),
         ({"pairs": ("resnet14-vgg8_bn",)}, "--pairs is resnet14-vgg8_bn; accepted: networks with equally many branches"),
-        ({"methods": ("FitNet2",)}, "--methods is FitNet2; accepted: Student, KD"),
+        ({"methods": ("FitNet2",)}, "--methods is FitNet2; accepted, separated by blanks: Student, KD"),
         ({"dataset": "mnist"}, "--dataset is mnist; accepted: cifar10, cifar100, digits, fashion_mnist"),
         ({"gpus": -1}, r"--gpus is -1; accepted: 0 \(CPU\) or more"),
         ({"epochs": 0}, "--epochs is 0; accepted: 1 or more"),

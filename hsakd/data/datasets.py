@@ -138,7 +138,7 @@ class Dataset:
 
 
 def evaluation_batch_size(device: torch.device) -> int:
-    """Return how many images to evaluate at once: on a CPU so few that their maps stay in its caches (1.1 to 4 times as fast as 500)."""
+    """Return how many images to evaluate at once: on a CPU so few that their maps stay in its caches (`tests/benchmarks/evaluation.py`)."""
     return 64 if device.type == "cpu" else 500
 
 
